@@ -1,0 +1,343 @@
+package ruleset
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"weir/internal/model"
+)
+
+// String returns the whole ruleset as nft syntax; `nft -f` loads it unchanged.
+func (r *Ruleset) String() string {
+	var b strings.Builder
+	for i, t := range r.Tables {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		t.print(&b)
+	}
+	return b.String()
+}
+
+func (t *Table) print(b *strings.Builder) {
+	fmt.Fprintf(b, "table %s %s {\n", t.Family, t.Name)
+	sep := ""
+	for _, s := range t.Sets {
+		b.WriteString(sep)
+		sep = "\n"
+		s.print(b)
+	}
+	for _, c := range t.Chains {
+		b.WriteString(sep)
+		sep = "\n"
+		c.print(b)
+	}
+	b.WriteString("}\n")
+}
+
+func (c *Chain) print(b *strings.Builder) {
+	fmt.Fprintf(b, "\tchain %s {\n", c.Name)
+	if c.Base != nil {
+		fmt.Fprintf(b, "\t\t%s\n", c.Base)
+	}
+	for i := range c.Rules {
+		fmt.Fprintf(b, "\t\t%s\n", &c.Rules[i])
+	}
+	b.WriteString("\t}\n")
+}
+
+// String returns the line that makes a chain a base chain.
+func (b *Base) String() string {
+	return fmt.Sprintf("type %s hook %s priority %d; policy accept;", b.Type, b.Hook, b.Priority)
+}
+
+// word returns "map" or "set".
+func (s *Set) word() string {
+	if s.IsMap() {
+		return "map"
+	}
+	return "set"
+}
+
+func (s *Set) print(b *strings.Builder) {
+	fmt.Fprintf(b, "\t%s %s {\n", s.word(), s.Name)
+	for _, line := range s.spec() {
+		fmt.Fprintf(b, "\t\t%s\n", line)
+	}
+	if elems := allElems(s); len(elems) > 0 {
+		b.WriteString("\t\telements = { ")
+		s.printElems(b, elems, ",\n\t\t\t     ")
+		b.WriteString(" }\n")
+	}
+	b.WriteString("\t}\n")
+}
+
+// spec returns the lines that declare the set, in the order in which nft lists them.
+func (s *Set) spec() []string {
+	lines := []string{s.typeLine()}
+	if s.Size > 0 {
+		lines = append(lines, "size "+strconv.Itoa(s.Size))
+	}
+	var flags []string
+	for _, f := range []struct {
+		on   bool
+		name string
+	}{{s.Range, "interval"}, {s.Dynamic, "dynamic"}, {s.Timeout, "timeout"}} {
+		if f.on {
+			flags = append(flags, f.name)
+		}
+	}
+	if len(flags) > 0 {
+		lines = append(lines, "flags "+strings.Join(flags, ","))
+	}
+	if s.Counter {
+		lines = append(lines, "counter")
+	}
+	return lines
+}
+
+func (s *Set) typeLine() string {
+	typeOf := false
+	for _, t := range append(s.Key[:len(s.Key):len(s.Key)], s.Data...) {
+		typeOf = typeOf || typeInfo[t].name == ""
+	}
+	line := "type "
+	if typeOf {
+		line = "typeof "
+	}
+	line += s.Key.names(typeOf)
+	switch {
+	case s.Verdict:
+		line += " : verdict"
+	case len(s.Data) > 0:
+		line += " : " + s.Data.names(typeOf)
+	}
+	return line
+}
+
+func (ts Types) names(typeOf bool) string {
+	names := make([]string, len(ts))
+	for i, t := range ts {
+		names[i] = typeInfo[t].name
+		if typeOf {
+			names[i] = typeInfo[t].typeOf
+		}
+	}
+	return strings.Join(names, " . ")
+}
+
+func (s *Set) printElems(b *strings.Builder, elems []Element, sep string) {
+	for i := range elems {
+		if i > 0 {
+			b.WriteString(sep)
+		}
+		b.WriteString(s.ElementText(&elems[i]))
+	}
+}
+
+// ElementText returns the element in nft syntax: "198.51.100.10 . tcp . 80 : goto web".
+func (s *Set) ElementText(e *Element) string {
+	text := s.Key.Text(e.Key, e.KeyEnd)
+	switch {
+	case s.Verdict && e.Jump.Goto:
+		text += " : goto " + e.Jump.Chain
+	case s.Verdict:
+		text += " : jump " + e.Jump.Chain
+	case len(s.Data) > 0:
+		text += " : " + s.Data.Text(e.Data, "")
+	}
+	return text
+}
+
+// Text returns the value in nft syntax. Where end is given, fields that differ print as
+// ranges.
+func (ts Types) Text(lo, end string) string {
+	var parts []string
+	for _, t := range ts {
+		text := t.text(lo[:t.Size()])
+		if end != "" {
+			if hi := t.text(end[:t.Size()]); hi != text {
+				text += "-" + hi
+			}
+			end = end[t.Padded():]
+		}
+		parts = append(parts, text)
+		lo = lo[t.Padded():]
+	}
+	return strings.Join(parts, " . ")
+}
+
+func (t Type) text(v string) string {
+	switch t {
+	case IPv4Addr, IPv6Addr:
+		a, _ := netip.AddrFromSlice([]byte(v))
+		return a.String()
+	case Protocol:
+		return model.Proto(v[0]).String()
+	case Port:
+		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
+	}
+	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32([]byte(v))), 10)
+}
+
+func dirName(d uint8) string {
+	if d == 0 {
+		return "original"
+	}
+	return "reply"
+}
+
+// duration prints whole seconds, or milliseconds where there is a rest, as nft reads them.
+func duration(d time.Duration) string {
+	if ms := d.Milliseconds(); ms%1000 != 0 {
+		return strconv.FormatInt(ms, 10) + "ms"
+	}
+	return strconv.FormatInt(int64(d/time.Second), 10) + "s"
+}
+
+// String returns the rule in nft syntax, with the comment that carries its words and its
+// fingerprint.
+func (r *Rule) String() string {
+	return r.body() + ` comment "` + r.FullComment() + `"`
+}
+
+// FullComment returns what is stored with the rule: its words and its fingerprint.
+func (r *Rule) FullComment() string {
+	if r.Comment == "" {
+		return "#" + r.Fingerprint()
+	}
+	return r.Comment + " #" + r.Fingerprint()
+}
+
+// CommentFingerprint returns the fingerprint in a comment that FullComment made, or "".
+func CommentFingerprint(comment string) string {
+	i := strings.LastIndexByte(comment, '#')
+	if i < 0 || len(comment)-i-1 != 16 {
+		return ""
+	}
+	return comment[i+1:]
+}
+
+func (r *Rule) body() string {
+	parts := make([]string, len(r.Stmts))
+	for i, s := range r.Stmts {
+		parts[i] = stmtText(s)
+	}
+	return strings.Join(parts, " ")
+}
+
+func stmtText(s Stmt) string {
+	switch s := s.(type) {
+	case Match:
+		return fieldInfo[s.Field].text + " " + s.valueText()
+	case StatusDNAT:
+		return "ct status dnat"
+	case NotLoopback:
+		return `meta iif != "lo"`
+	case InSet:
+		return s.Key.String() + " @" + s.Set
+	case VMap:
+		return s.Key.String() + " vmap @" + s.Map
+	case Update:
+		return s.text()
+	case DNAT:
+		return s.text()
+	case SNAT:
+		return fmt.Sprintf("snat %s to %s", s.Family, s.To)
+	case Masquerade:
+		return "masquerade"
+	case RejectWith:
+		if s.TCPReset {
+			return "reject with tcp reset"
+		}
+		return "reject with icmpx port-unreachable"
+	case Verdict:
+		if s.Chain != "" {
+			return string(s.Kind) + " " + s.Chain
+		}
+		return string(s.Kind)
+	}
+	panic(fmt.Sprintf("ruleset: statement %T has no text", s))
+}
+
+func (m Match) valueText() string {
+	switch m.Field {
+	case NFProto:
+		if m.Value == nfprotoIPv4 {
+			return "ipv4"
+		}
+		return "ipv6"
+	case CtDirection:
+		return dirName(m.Value)
+	}
+	return model.Proto(m.Value).String()
+}
+
+func (u Update) text() string {
+	text := "update @" + u.Set + " { " + u.Key.String()
+	if u.Timeout > 0 {
+		text += " timeout " + duration(u.Timeout)
+	}
+	if u.Data != nil {
+		text += " : " + exprText(u.Data)
+	}
+	return text + " }"
+}
+
+func (d DNAT) text() string {
+	text := "dnat " + d.Family.String()
+	if d.WithPort {
+		text += " addr . port"
+	}
+	text += " to " + exprText(d.To)
+	if d.Port != nil {
+		text += " : " + exprText(d.Port)
+	}
+	return text
+}
+
+// String returns the key in nft syntax, its parts joined by " . ".
+func (k Key) String() string {
+	parts := make([]string, len(k))
+	for i, e := range k {
+		parts[i] = exprText(e)
+	}
+	return strings.Join(parts, " . ")
+}
+
+func exprText(e Expr) string {
+	switch e := e.(type) {
+	case Field:
+		return fieldInfo[e].text
+	case Numgen:
+		kind := "inc"
+		if e.Random {
+			kind = "random"
+		}
+		return fmt.Sprintf("numgen %s mod %d%s", kind, e.Mod, offset(e.Offset))
+	case Hash:
+		return fmt.Sprintf("jhash %s mod %d seed 0x%x%s", e.Key, e.Mod, e.Seed, offset(e.Offset))
+	case MapGet:
+		return e.Key.String() + " map @" + e.Map
+	case Concat:
+		parts := make([]string, len(e))
+		for i, f := range e {
+			parts[i] = exprText(f)
+		}
+		return strings.Join(parts, " . ")
+	case FixedPort:
+		return strconv.Itoa(int(e))
+	}
+	panic(fmt.Sprintf("ruleset: expression %T has no text", e))
+}
+
+func offset(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return " offset " + strconv.FormatUint(uint64(n), 10)
+}
