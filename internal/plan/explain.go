@@ -1,0 +1,130 @@
+package plan
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weir/internal/model"
+	"weir/internal/ruleset"
+)
+
+// Explanation is what becomes of a packet, and why. Its JSON form is part of weir's
+// interface.
+type Explanation struct {
+	From     string `json:"from"`
+	To       string `json:"to"`
+	Protocol string `json:"protocol"`
+	// Service is the service that listens there; "" if none does.
+	Service string `json:"service"`
+	// Established says that the packet belongs to a connection that the kernel knows.
+	Established bool `json:"established"`
+	// Verdict is "accept", "drop", "reject tcp-reset" or "reject icmp".
+	Verdict string `json:"verdict"`
+	// Backend is who gets it, "" if nobody does or a counter of the kernel decides.
+	Backend string `json:"backend"`
+	// Candidates are the backends among which a counter decides, with their shares.
+	Candidates []Candidate `json:"candidates"`
+	// Source is the address that the backend sees, or "masquerade".
+	Source string `json:"source"`
+	Steps  []Step `json:"steps"`
+}
+
+// Candidate is a backend and its share of new connections, 0 to 1.
+type Candidate struct {
+	Address string  `json:"address"`
+	Share   float64 `json:"share"`
+}
+
+// Step is a rule that was looked at.
+type Step struct {
+	Hook    string `json:"hook"`
+	Chain   string `json:"chain"`
+	Rule    string `json:"rule"`
+	Words   string `json:"words"`
+	Detail  string `json:"detail"`
+	Matched bool   `json:"matched"`
+}
+
+// Explain follows a packet through the plan's ruleset. What the file alone cannot tell
+// comes in env; packet.Conn is the connection it belongs to, if it does.
+func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
+	undecided := false
+	if env.Next == nil {
+		env.Next = func(*ruleset.Rule, ruleset.Numgen) uint32 { undecided = true; return 0 }
+	}
+	trace := p.Ruleset.Eval(packet, &env)
+	asked := packet.Dst
+	if packet.Conn != nil {
+		asked = packet.Conn.OrigDst
+	}
+	x := Explanation{
+		From: packet.Src.String(), To: packet.Dst.String(), Protocol: packet.Proto.String(),
+		Established: packet.Conn != nil, Verdict: string(trace.Verdict),
+		Candidates: []Candidate{}, Steps: []Step{},
+	}
+	for _, s := range trace.Steps {
+		if undecided && s.Matched && strings.Contains(s.Rule, "dnat ") {
+			// The counter is the kernel's and cannot be read: what follows is one of the ways.
+			s.Words = "the next in turn decides; the steps below are for " + trace.DNAT.String()
+			s.Detail = ""
+		}
+		x.Steps = append(x.Steps, Step{string(s.Hook), s.Chain, s.Rule, s.Words, s.Detail, s.Matched})
+	}
+	s := p.listener(asked, packet.Proto)
+	if s == nil {
+		return x
+	}
+	x.Service = s.Name
+	switch {
+	case trace.Verdict != ruleset.Accepted:
+		return x
+	case undecided:
+		x.Candidates = p.candidates(s, model.FamilyOf(asked.Addr()))
+		if len(x.Candidates) == 1 {
+			x.Backend = trace.DNAT.String()
+		}
+	case trace.DNAT.IsValid():
+		x.Backend = trace.DNAT.String()
+	}
+	switch {
+	case trace.Masquerade:
+		x.Source = "masquerade"
+	case trace.SNAT.IsValid():
+		x.Source = trace.SNAT.String()
+	default:
+		x.Source = packet.Src.Addr().String()
+	}
+	return x
+}
+
+// listener returns the service that listens on a, or nil.
+func (p *Plan) listener(a netip.AddrPort, proto model.Proto) *model.Service {
+	for _, s := range p.Config.Services {
+		if slices.ContainsFunc(s.Listen, func(l model.Listen) bool {
+			return l.Addr == a.Addr() && l.Proto == proto && l.Ports.Contains(a.Port())
+		}) {
+			return s
+		}
+	}
+	return nil
+}
+
+func (p *Plan) candidates(s *model.Service, f model.Family) []Candidate {
+	out := []Candidate{}
+	for _, pool := range p.Pools {
+		if pool.Service != s || pool.Family != f {
+			continue
+		}
+		slots := make([]int, len(pool.Backends))
+		for _, i := range pool.Slots {
+			slots[i]++
+		}
+		for i, b := range pool.Backends {
+			if slots[i] > 0 {
+				out = append(out, Candidate{b.ID(), float64(slots[i]) / float64(len(pool.Slots))})
+			}
+		}
+	}
+	return out
+}
