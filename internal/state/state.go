@@ -1,0 +1,204 @@
+// Package state says which backends take new connections, and why: out of the
+// configuration, what the checks found, what an operator said, and the time. It is a pure
+// function of these; the engine calls it whenever one of them changed.
+package state
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"weir/internal/model"
+)
+
+// Name is the state of a backend. The words are part of weir's interface.
+type Name string
+
+// The states.
+const (
+	Up       Name = "up"       // takes new connections
+	Starting Name = "starting" // takes a growing part of them, after it came up
+	Backup   Name = "backup"   // is up, and waits until too few others are
+	Down     Name = "down"     // the checks say so
+	Draining Name = "draining" // takes no new ones by an operator's word; open ones go on
+	Drained  Name = "drained"  // and has none left, or its time is over
+	Disabled Name = "disabled" // takes none by an operator's word, and is not checked
+)
+
+// Admin is what an operator said of a backend.
+type Admin string
+
+// The words.
+const (
+	None    Admin = ""
+	Drain   Admin = "drain"
+	Disable Admin = "disable"
+)
+
+// Word is what an operator said of a backend, until he says otherwise. Its JSON form is
+// what weir keeps across restarts.
+type Word struct {
+	Admin    Admin     `json:"admin,omitempty"`
+	Deadline time.Time `json:"deadline,omitzero"` // of a drain; zero: none
+	Weight   *int      `json:"weight,omitempty"`  // in place of the file's, 0 to model.MaxWeight
+	At       time.Time `json:"at"`
+}
+
+// Health is what the checks found. The zero value is a backend of which nothing is known
+// yet: it counts as up, so that a weir that starts takes nobody out.
+type Health struct {
+	Down   bool
+	Reason string    // what was seen last
+	Since  time.Time // when it came up or went down; zero: it never changed
+	CameUp bool      // it has been down before: a slow start applies
+}
+
+// Input is all that is known of one backend.
+type Input struct {
+	Health      Health
+	Word        Word
+	Connections int // live ones, or NotCounted; only looked at when it is draining
+}
+
+// NotCounted stands for a number of connections that is not known yet.
+const NotCounted = -1
+
+// Backend is the state of one backend.
+type Backend struct {
+	State  Name
+	Reason string
+	Since  time.Time
+	// Weight is its share of new connections, in units of one Scale-th of the file's.
+	Weight int
+}
+
+// Scale is the number of steps in which a slow start climbs.
+const Scale = 10
+
+// Decide returns the state of each backend of s, and when the result may change by time
+// alone (zero: not by time). inputs are in the order of s.Backends.
+func Decide(s *model.Service, inputs []Input, now time.Time) (out []Backend, next time.Time) {
+	out = make([]Backend, len(s.Backends))
+	for i, b := range s.Backends {
+		var change time.Time
+		out[i], change = one(s, b, inputs[i], now)
+		if !change.IsZero() && (next.IsZero() || change.Before(next)) {
+			next = change
+		}
+	}
+	for _, f := range s.Families() {
+		fewOthers(s, f, inputs, out)
+	}
+	return out, next
+}
+
+// one decides for a backend by itself, as if it were no backup.
+func one(s *model.Service, b model.Backend, in Input, now time.Time) (Backend, time.Time) {
+	switch in.Word.Admin {
+	case Disable:
+		return Backend{State: Disabled, Reason: "by operator", Since: in.Word.At}, time.Time{}
+	case Drain:
+		return drain(in, now)
+	}
+	if in.Health.Down {
+		return Backend{State: Down, Reason: in.Health.Reason, Since: in.Health.Since}, time.Time{}
+	}
+	weight := b.Weight
+	if in.Word.Weight != nil {
+		weight = *in.Word.Weight
+	}
+	out := Backend{State: Up, Reason: in.Health.Reason, Since: in.Health.Since, Weight: weight * Scale}
+	if s.SlowStart == 0 || !in.Health.CameUp {
+		return out, time.Time{}
+	}
+	step := s.SlowStart / Scale
+	steps := int(now.Sub(in.Health.Since)/step) + 1
+	if steps >= Scale {
+		return out, time.Time{}
+	}
+	out.State, out.Weight = Starting, weight*max(steps, 1)
+	out.Reason = fmt.Sprintf("%d%% of its weight", 100*max(steps, 1)/Scale)
+	return out, in.Health.Since.Add(time.Duration(max(steps, 1)) * step)
+}
+
+func drain(in Input, now time.Time) (Backend, time.Time) {
+	deadline := in.Word.Deadline
+	out := Backend{State: Draining, Since: in.Word.At, Reason: "by operator"}
+	if in.Connections > 0 {
+		out.Reason = fmt.Sprintf("by operator; %d connections left", in.Connections)
+	}
+	switch {
+	case in.Connections == 0:
+		out.State, out.Reason = Drained, "no connections left"
+	case deadline.IsZero():
+	case !now.Before(deadline):
+		out.State, out.Reason = Drained, "its time is over"
+	default:
+		return out, deadline
+	}
+	return out, time.Time{}
+}
+
+// fewOthers settles the backups of a family, and what happens when too few are left.
+func fewOthers(s *model.Service, f model.Family, inputs []Input, out []Backend) {
+	primaries, up, backups := 0, 0, 0
+	for i, b := range s.Backends {
+		switch {
+		case b.Family() != f:
+		case b.Backup:
+			backups++
+		case out[i].State != Disabled:
+			primaries++
+			if out[i].Weight > 0 {
+				up++
+			}
+		}
+	}
+	need := max(1, int(math.Ceil(s.MinHealthy*float64(primaries)-1e-9)))
+	for i, b := range s.Backends {
+		if b.Family() == f && b.Backup && out[i].Weight > 0 && up >= need {
+			out[i] = Backend{State: Backup, Reason: "enough others are up", Since: out[i].Since}
+		}
+	}
+	taking := 0
+	for i, b := range s.Backends {
+		if b.Family() == f && out[i].Weight > 0 {
+			taking++
+		}
+	}
+	if s.WhenAllDown == model.FailOpen && taking < need {
+		failOpen(s, f, inputs, out)
+	}
+}
+
+// failOpen lets the sick take part: when most are down it is likelier that the checks are
+// wrong than the backends. What an operator took out stays out.
+func failOpen(s *model.Service, f model.Family, inputs []Input, out []Backend) {
+	for i, b := range s.Backends {
+		if b.Family() != f || out[i].State != Down {
+			continue
+		}
+		out[i].Weight = b.Weight * Scale
+		if w := inputs[i].Word.Weight; w != nil {
+			out[i].Weight = *w * Scale
+		}
+	}
+}
+
+// Effective returns s as the plan shall see it: with the weights that out says. It is s
+// itself where they are those of the file.
+func Effective(s *model.Service, out []Backend) *model.Service {
+	same := true
+	for i, b := range s.Backends {
+		same = same && out[i].Weight == b.Weight*Scale
+	}
+	if same {
+		return s
+	}
+	c := *s
+	c.Backends = append([]model.Backend(nil), s.Backends...)
+	for i := range c.Backends {
+		c.Backends[i].Weight = out[i].Weight
+	}
+	return &c
+}
