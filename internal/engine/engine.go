@@ -1,0 +1,243 @@
+// Package engine is the only loop in weir: it makes the kernel do what a model says, and
+// keeps it so.
+//
+// Every reason to act (a first start, a reload, somebody else's hand in the kernel) takes
+// the same way: new model, new plan, delta against what the kernel is known to hold,
+// one commit. What the kernel holds is read once, and again only when it may have
+// changed behind weir's back; the generation of the rules, which the kernel counts up
+// with every commit of anybody, tells when.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"weir/internal/model"
+	"weir/internal/nft"
+	"weir/internal/plan"
+	"weir/internal/ruleset"
+	"weir/internal/vip"
+)
+
+// Kernel is the part of the kernel's packet filter that is weir's. Implementations:
+// nft.Conn, and nftfake.Kernel in tests.
+type Kernel interface {
+	// Read returns the tables of that list that exist, and the generation at which
+	// they were so. Rules are known by the fingerprints in their comments; one that
+	// claims to be a rule of expect and is not comes back without.
+	Read(ctx context.Context, tables []nft.TableRef, expect *ruleset.Ruleset) (*ruleset.Ruleset, uint32, error)
+	// Apply commits d in one transaction if the generation is still gen, and returns
+	// the new one. nft.ErrStale says that nothing was done because it is not;
+	// nft.ErrUncertain that it may have been done, so that only Read can tell. Any
+	// other error says that nothing was done.
+	Apply(ctx context.Context, d *ruleset.Delta, gen uint32) (uint32, error)
+	// Generation returns the current generation.
+	Generation() (uint32, error)
+	Counters
+	// DeleteElements deletes elements of a map that packets fill. One that has gone
+	// meanwhile is not an error.
+	DeleteElements(ctx context.Context, t nft.TableRef, s *ruleset.Set, elems []ruleset.Element) error
+}
+
+// Addresses holds the services' addresses on devices. Implementation: vip.Keeper.
+type Addresses interface {
+	Sync(ctx context.Context, want []vip.Want) (vip.Report, error)
+	Announce(ctx context.Context, dev string, addrs []netip.Addr) <-chan error
+}
+
+// Tables is the list of tables that are weir's; no other is ever read or touched.
+var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}}
+
+// Engine brings a network namespace to what a model says. Its methods must not be called
+// at the same time.
+type Engine struct {
+	Kernel    Kernel
+	Addresses Addresses // nil: addresses are not weir's business
+
+	plan *plan.Plan       // what is wanted
+	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
+	gen  uint32           // the generation at which it did
+}
+
+// Report is what a step did.
+type Report struct {
+	Delta     *ruleset.Delta
+	Moves     []plan.Move
+	Addresses vip.Report
+	Forgotten int           // sticky clients whose backend went
+	Read      time.Duration // time to read what was there; 0 if it was known
+	Plan      time.Duration
+	Commit    time.Duration
+}
+
+// attempts bounds how often a step starts again because somebody else committed rules
+// between its look at the kernel and its own commit.
+const attempts = 20
+
+// Apply makes the kernel do what cfg says. When it fails the kernel is as it was, and so
+// is what Plan returns. Addresses follow the rules: nobody is drawn here before the
+// rules know what to do.
+func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
+	start := time.Now()
+	var rep Report
+	if e.plan != nil {
+		cfg.Reuse(e.plan.Config)
+	}
+	next := plan.Build(cfg, e.plan)
+	rep.Plan = time.Since(start)
+	if err := e.commit(ctx, next, &rep); err != nil {
+		return rep, err
+	}
+	old := e.plan
+	e.plan = next
+	n, err := e.forget(ctx, old)
+	rep.Forgotten = n
+	return rep, errors.Join(err, e.addresses(ctx, &rep))
+}
+
+// Repair makes the kernel do again what it did after the last Apply, if it does not. The
+// report's delta is empty when nothing had to be done.
+func (e *Engine) Repair(ctx context.Context) (Report, error) {
+	var rep Report
+	gen, err := e.Kernel.Generation()
+	if err != nil {
+		return rep, err
+	}
+	if e.have != nil && gen == e.gen {
+		rep.Delta = &ruleset.Delta{}
+		return rep, e.addresses(ctx, &rep)
+	}
+	e.have = nil
+	if err := e.commit(ctx, e.plan, &rep); err != nil {
+		return rep, err
+	}
+	return rep, e.addresses(ctx, &rep)
+}
+
+// Plan returns the plan that was applied last, nil before the first.
+func (e *Engine) Plan() *plan.Plan { return e.plan }
+
+// Moved tells the engine that somebody committed rules at generation gen that touch none
+// of weir's tables, so that nothing has to be read again.
+func (e *Engine) Moved(gen uint32) {
+	if e.have != nil && gen == e.gen+1 {
+		e.gen = gen
+	}
+}
+
+// Preview returns what Apply would do to the rules, and does nothing.
+func (e *Engine) Preview(ctx context.Context, cfg *model.Config) (*plan.Plan, *ruleset.Delta, error) {
+	next := plan.Build(cfg, e.plan)
+	have, _, err := e.Kernel.Read(ctx, Tables, next.Ruleset)
+	if err != nil {
+		return nil, nil, err
+	}
+	return next, ruleset.Diff(have, next.Ruleset), nil
+}
+
+// commit brings the kernel's rules to those of next.
+func (e *Engine) commit(ctx context.Context, next *plan.Plan, rep *Report) error {
+	var err error
+	for range attempts {
+		if e.have == nil {
+			start := time.Now()
+			if e.have, e.gen, err = e.Kernel.Read(ctx, Tables, next.Ruleset); err != nil {
+				return fmt.Errorf("read the rules: %w", err)
+			}
+			rep.Read += time.Since(start)
+		}
+		rep.Delta = ruleset.Diff(e.have, next.Ruleset)
+		rep.Moves = next.Moves(rep.Delta)
+		if rep.Delta.Empty() {
+			e.have = next.Ruleset
+			return nil
+		}
+		start := time.Now()
+		var gen uint32
+		gen, err = e.Kernel.Apply(ctx, rep.Delta, e.gen)
+		rep.Commit = time.Since(start)
+		if err == nil {
+			e.have, e.gen = next.Ruleset, gen
+			return nil
+		}
+		e.have = nil // whatever went wrong, look again before the next try
+		if !errors.Is(err, nft.ErrStale) && !errors.Is(err, nft.ErrUncertain) {
+			return fmt.Errorf("commit the rules: %w", err)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("commit the rules: others changed theirs %d times meanwhile: %w", attempts, err)
+}
+
+// forget deletes what sticky maps remember of backends that take no new connections any
+// more. old is the plan before, nil after a start, when what is there is from a weir
+// that may have been killed half-way through.
+func (e *Engine) forget(ctx context.Context, old *plan.Plan) (int, error) {
+	forgotten := 0
+	var errs []error
+	for _, s := range e.plan.StickyChanges(old) {
+		var gone []ruleset.Element
+		err := e.Kernel.Elements(ctx, Tables[0], s.Map, func(el nft.Elem) bool {
+			if s.Gone(el.Key, el.Data) {
+				gone = append(gone, el.Element)
+			}
+			return true
+		})
+		if err == nil && len(gone) > 0 {
+			err = e.Kernel.DeleteElements(ctx, Tables[0], s.Map, gone)
+			forgotten += len(gone)
+		}
+		errs = append(errs, err)
+	}
+	return forgotten, errors.Join(errs...)
+}
+
+// addresses brings the devices' addresses to what the plan wants, and announces the new.
+func (e *Engine) addresses(ctx context.Context, rep *Report) error {
+	if e.Addresses == nil {
+		return nil
+	}
+	var err error
+	rep.Addresses, err = e.Addresses.Sync(ctx, WantedAddresses(e.plan.Config))
+	fresh := map[string][]netip.Addr{}
+	for _, w := range rep.Addresses.Added {
+		fresh[w.Dev] = append(fresh[w.Dev], w.Addr)
+	}
+	for dev, addrs := range fresh {
+		e.Addresses.Announce(ctx, dev, addrs)
+	}
+	return err
+}
+
+// WantedAddresses returns the addresses that weir holds for the services that say so.
+func WantedAddresses(cfg *model.Config) []vip.Want {
+	var want []vip.Want
+	for _, s := range cfg.Services {
+		if s.Assign == "" {
+			continue
+		}
+		for _, l := range s.Listen {
+			want = append(want, vip.Want{Dev: s.Assign, Addr: l.Addr})
+		}
+	}
+	return want
+}
+
+// Clear removes everything that is weir's from the kernel. It reports whether there was
+// anything.
+func (e *Engine) Clear(ctx context.Context) (bool, error) {
+	empty := &plan.Plan{Config: &model.Config{}, Ruleset: &ruleset.Ruleset{}}
+	var rep Report
+	e.have = nil
+	if err := e.commit(ctx, empty, &rep); err != nil {
+		return false, err
+	}
+	e.plan = empty
+	err := e.addresses(ctx, &rep)
+	return !rep.Delta.Empty() || len(rep.Addresses.Removed) > 0, err
+}

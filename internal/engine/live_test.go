@@ -1,0 +1,236 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"weir/internal/engine"
+	"weir/internal/health"
+	"weir/internal/model"
+	"weir/internal/nft/nftfake"
+	"weir/internal/state"
+)
+
+// asked is a Checker that remembers whom to ask.
+type asked struct{ targets chan []health.Target }
+
+func (a *asked) Set(t []health.Target) { a.targets <- t }
+
+// traffic is a connection table in the test's hands.
+type traffic struct {
+	live  map[engine.Member]int
+	ended chan []engine.Cut
+}
+
+func (t *traffic) Count(context.Context, *model.Config) (map[engine.Member]int, error) {
+	return t.live, nil
+}
+
+func (t *traffic) End(_ context.Context, cuts []engine.Cut) (int, error) {
+	t.ended <- cuts
+	return len(cuts), nil
+}
+
+// live is a loop with checks.
+type live struct {
+	*rig
+	loop  *engine.Loop
+	table *traffic
+	asked chan []health.Target
+	saved chan map[engine.Member]state.Word
+}
+
+func checked(weights ...int) *model.Config {
+	cfg := web(weights...)
+	cfg.Services[0].Check = &model.Check{Kind: model.CheckTCP, Every: time.Second, Timeout: time.Second, Rise: 2, Fall: 3}
+	return cfg
+}
+
+func startLive(t *testing.T, cfg *model.Config, words map[engine.Member]state.Word) *live {
+	t.Helper()
+	r := &rig{t: t, k: nftfake.New(), clock: newClock(), cfg: cfg, reload: make(chan struct{}),
+		states: make(chan string, 100), reports: make(chan engine.Report, 1000)}
+	l := &live{rig: r, asked: make(chan []health.Target, 100), saved: make(chan map[engine.Member]state.Word, 100),
+		table: &traffic{live: map[engine.Member]int{}, ended: make(chan []engine.Cut, 100)}}
+	l.loop = &engine.Loop{Engine: &engine.Engine{Kernel: r.k}, Load: r.load, Reload: r.reload,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), After: r.clock.After,
+		Notify: func(s string) { r.states <- s }, Report: func(rep engine.Report) { r.reports <- rep },
+		Checks: &asked{l.asked}, Results: engine.NewInbox(), Traffic: l.table, Words: words, Journal: engine.NewJournal(),
+		Save: func(w map[engine.Member]state.Word) error { l.saved <- w; return nil }}
+	l.loop.Start()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.loop.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the loop ended with %v", err)
+		}
+	})
+	r.state("ready")
+	return l
+}
+
+// weights waits until the kernel holds the service with these weights.
+func (l *live) weights(weights ...int) {
+	l.t.Helper()
+	for deadline := time.After(10 * time.Second); ; {
+		if holdsNow(l.k, web(weights...)) {
+			return
+		}
+		select {
+		case <-l.reports:
+		case <-deadline:
+			l.t.Fatalf("the kernel did not come to hold weights %v", weights)
+		}
+	}
+}
+
+// holdsNow reports what holds asserts.
+func holdsNow(k *nftfake.Kernel, cfg *model.Config) bool {
+	probe := &verdict{}
+	holds(probe, k, cfg)
+	return !probe.failed
+}
+
+type verdict struct{ failed bool }
+
+func (v *verdict) Helper()               {}
+func (v *verdict) Fatalf(string, ...any) { v.failed = true }
+
+func (l *live) answer(id string, ok bool, n int) {
+	for range n {
+		l.loop.Results.Put(health.Update{ID: id, Result: health.Result{OK: ok, At: time.Now(), Detail: "as the test says"}})
+	}
+}
+
+func (l *live) say(m engine.Member, change func(state.Word) state.Word) {
+	l.t.Helper()
+	if err := l.loop.Say(context.Background(), m, change, "test"); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+var first = engine.Member{Service: "web", Backend: "10.1.1.1:8080"}
+
+func TestChecksTakeOutAndBringBack(t *testing.T) {
+	l := startLive(t, checked(1, 1), nil)
+	if targets := <-l.asked; len(targets) != 2 || targets[0].ID != "web/10.1.1.1:8080" || targets[0].Port != 8080 {
+		t.Fatalf("asked %+v", targets)
+	}
+	l.answer("web/10.1.1.1:8080", true, 1)
+	l.answer("web/10.1.1.1:8080", false, 3)
+	l.weights(0, 1)
+	if cuts := <-l.table.ended; len(cuts) != 1 || cuts[0].Backend.ID() != first.Backend || cuts[0].All {
+		t.Errorf("ended %+v, want the UDP flows of the backend that went down", cuts)
+	}
+	l.answer("web/10.1.1.1:8080", true, 2)
+	l.weights(1, 1)
+	events, _ := l.loop.Journal.Since(0)
+	var states []string
+	for _, e := range events {
+		if e.Kind == "state" {
+			states = append(states, e.From+">"+e.To)
+		}
+	}
+	if len(states) != 2 || states[0] != "up>down" || states[1] != "down>up" {
+		t.Errorf("events %v", events)
+	}
+}
+
+func TestOnDownReset(t *testing.T) {
+	cfg := checked(1, 1)
+	cfg.Services[0].OnDown = model.Reset
+	l := startLive(t, cfg, nil)
+	l.answer("web/10.1.1.1:8080", false, 3)
+	if cuts := <-l.table.ended; len(cuts) != 1 || !cuts[0].All {
+		t.Errorf("ended %+v, want all connections of the backend", cuts)
+	}
+}
+
+func TestOperatorsWords(t *testing.T) {
+	l := startLive(t, checked(1, 1), nil)
+	l.table.live = map[engine.Member]int{first: 3}
+	l.say(first, func(w state.Word) state.Word { w.Admin = state.Drain; return w })
+	l.weights(0, 1)
+	if w := <-l.saved; w[first].Admin != state.Drain {
+		t.Errorf("saved %+v", w)
+	}
+	_, states, _, err := l.loop.States(context.Background())
+	if err != nil || states["web"][0].State != state.Draining {
+		t.Errorf("%+v (%v), want draining", states, err)
+	}
+	l.say(first, func(state.Word) state.Word { return state.Word{} })
+	l.weights(1, 1)
+	five := 5
+	l.say(first, func(w state.Word) state.Word { w.Weight = &five; return w })
+	l.weights(5, 1)
+	missing := engine.Member{Service: "web", Backend: "10.9.9.9:1"}
+	if err := l.loop.Say(context.Background(), missing, func(w state.Word) state.Word { return w }, ""); !errors.Is(err, engine.ErrNoBackend) {
+		t.Errorf("a backend that is not there: %v", err)
+	}
+}
+
+// TestWordsSurvive: what operators said holds after a restart, before any check.
+func TestWordsSurvive(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.json")
+	seven := 7
+	said := map[engine.Member]state.Word{
+		first: {Admin: state.Disable, At: time.Now().Round(0)},
+		{Service: "web", Backend: "10.1.1.2:8080"}: {Weight: &seven, At: time.Now().Round(0)},
+	}
+	if err := engine.SaveWords(path, said); err != nil {
+		t.Fatal(err)
+	}
+	words, err := engine.LoadWords(path)
+	if err != nil || len(words) != 2 {
+		t.Fatalf("%+v (%v)", words, err)
+	}
+	l := startLive(t, checked(1, 1, 1), words)
+	l.weights(0, 7, 1)
+	for _, target := range <-l.asked {
+		if target.ID == "web/10.1.1.1:8080" {
+			t.Error("a disabled backend is checked")
+		}
+	}
+}
+
+// TestReloadKeepsHealth: a backend that is down stays so over a reload.
+func TestReloadKeepsHealth(t *testing.T) {
+	l := startLive(t, checked(1, 1), nil)
+	l.answer("web/10.1.1.1:8080", false, 3)
+	l.weights(0, 1)
+	l.file(checked(1, 4), nil)
+	if err := l.loop.ReloadNow(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	l.weights(0, 4)
+}
+
+// TestWordsFile: what is not there says nothing; what cannot be understood is refused whole.
+func TestWordsFile(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"torn": `{"version": 1, "words": [{"service": "web", "back`, "later": `{"version": 2, "words": []}`, "other": "[]",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if words, err := engine.LoadWords(path); err == nil || words != nil {
+			t.Errorf("%s: %v, %v; want an error and nothing read", name, words, err)
+		}
+	}
+	if words, err := engine.LoadWords(filepath.Join(dir, "missing")); err != nil || words != nil {
+		t.Errorf("missing: %v, %v", words, err)
+	}
+	if err := engine.SaveWords(filepath.Join(dir, "no", "such", "folder"), nil); err == nil {
+		t.Error("a file that cannot be written gives no error")
+	}
+}

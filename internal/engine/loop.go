@@ -1,0 +1,382 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"weir/internal/health"
+	"weir/internal/model"
+	"weir/internal/nft"
+	"weir/internal/state"
+)
+
+// Times of the loop.
+const (
+	// pollEvery is how often the loop looks at the kernel's generation when nobody told
+	// it of a change (events may get lost), and at what time alone changes.
+	pollEvery = time.Second
+	// settle is how long the loop waits after somebody else's commit for the next one, so
+	// that a flush and a load that follow each other are one repair.
+	settle = 100 * time.Millisecond
+	// backoffMin and backoffMax bound the pause after a failure; it doubles in between.
+	backoffMin, backoffMax = 250 * time.Millisecond, 30 * time.Second
+	// eventTables is from how many tables on an event may name only some of them.
+	eventTables = 64
+)
+
+// Loop keeps an Engine's namespace as the configuration, the checks and the operators say
+// until its context ends. It is the only goroutine that touches what it holds; others
+// reach it through channels and Do.
+type Loop struct {
+	Engine *Engine
+	Load   func() (*model.Config, error)
+	Reload <-chan struct{}                      // somebody asks to load again
+	Events <-chan nft.Event                     // commits of anybody; hints, may be nil
+	Log    *slog.Logger                         // what happened
+	After  func(time.Duration) <-chan time.Time // the clock; nil: time.After
+	Now    func() time.Time                     // the clock; nil: time.Now
+
+	Checks  Checker                           // who asks the backends; nil: nobody
+	Results *Inbox                            // what they answered; nil: nothing
+	Traffic Connections                       // the connection table; nil: it is left alone
+	Words   map[Member]state.Word             // what operators said before this start
+	Save    func(map[Member]state.Word) error // keeps what they say; nil: it is lost
+	Journal *Journal                          // nil: events are lost
+
+	// Notify tells of a state that was reached: "ready", "reloading". May be nil.
+	Notify func(state string)
+	// Report is told what each step did. May be nil.
+	Report func(Report)
+
+	calls    chan func()
+	roster   *Roster
+	file     *model.Config // as loaded last
+	trackers map[Member]*health.Tracker
+	members  map[string]Member // by targetID
+	cuts     []Cut             // connections to end once the next commit is done
+	pending  bool              // the kernel is not as it should be
+	announce bool              // somebody waits to hear "ready"
+	unsaved  bool              // Words are not on disk
+	pause    time.Duration     // before the next try; 0: none failed
+	retry    <-chan time.Time  // ends the pause
+}
+
+// Checker asks backends how they are. Implementation: health.Prober.
+type Checker interface {
+	Set([]health.Target)
+}
+
+// Connections is the part of the connection table that has to do with services.
+// Implementation: Conntrack.
+type Connections interface {
+	// Count returns the live connections of each backend of cfg.
+	Count(ctx context.Context, cfg *model.Config) (map[Member]int, error)
+	// End makes connections come to an end, so that clients start anew.
+	End(ctx context.Context, cuts []Cut) (int, error)
+}
+
+// Cut is connections of a backend that are to end.
+type Cut struct {
+	Service *model.Service
+	Backend model.Backend
+	// All says that TCP and SCTP are meant too; else it is UDP alone, which would never
+	// notice by itself.
+	All bool
+}
+
+// Start makes the loop ready to be called from other goroutines. Run does it too.
+func (l *Loop) Start() {
+	if l.calls == nil {
+		l.calls = make(chan func())
+	}
+}
+
+// Run loads the configuration, applies it, and keeps it applied. It returns the error of
+// the first load, and nil when ctx ends: the kernel goes on with what it has.
+func (l *Loop) Run(ctx context.Context) error {
+	l.prepare()
+	if err := l.load(); err != nil {
+		return err
+	}
+	l.announce = true
+	poll := l.After(pollEvery)
+	var quiet <-chan time.Time // runs while commits of others settle
+	for {
+		if l.pending && l.retry == nil {
+			l.step(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.Reload:
+			_ = l.reload() // it has said what is wrong
+		case call := <-l.calls:
+			call()
+		case <-l.Results.wake():
+			l.results()
+		case e, ok := <-l.Events:
+			switch {
+			case !ok:
+				l.Events = nil
+			case l.foreign(e):
+				l.Engine.Moved(e.Gen)
+			case quiet == nil:
+				quiet = l.After(settle)
+			}
+		case <-quiet:
+			quiet = nil
+			l.repair(ctx)
+		case <-l.retry:
+			l.retry = nil
+		case <-poll:
+			poll = l.After(pollEvery)
+			l.tick(ctx)
+			if quiet == nil {
+				l.repair(ctx)
+			}
+		}
+	}
+}
+
+func (l *Loop) prepare() {
+	l.Start()
+	if l.After == nil {
+		l.After = time.After
+	}
+	if l.Now == nil {
+		l.Now = time.Now
+	}
+	if l.Journal == nil {
+		l.Journal = NewJournal()
+	}
+	if l.Results == nil {
+		l.Results = NewInbox()
+	}
+	l.roster = NewRoster(l.Words)
+	l.trackers = map[Member]*health.Tracker{}
+}
+
+// load reads the file and takes it if it is good.
+func (l *Loop) load() error {
+	cfg, err := l.Load()
+	if err != nil {
+		return err
+	}
+	cfg.Reuse(l.file)
+	l.dropped(cfg)
+	l.file = cfg
+	l.roster.Load(cfg)
+	l.watch()
+	l.pending = true
+	return nil
+}
+
+// reload takes the file again. A bad one is refused, and the last good one stays.
+func (l *Loop) reload() error {
+	l.notify("reloading")
+	l.announce = true
+	err := l.load()
+	if err != nil {
+		l.Log.Error("configuration not taken; the last good one stays", "error", err)
+		l.note(Event{Kind: "error", Message: "configuration not taken: " + err.Error()})
+		l.ready()
+		return err
+	}
+	l.retry, l.pause = nil, 0
+	l.Log.Info("configuration taken")
+	l.note(Event{Kind: "reload", Message: "configuration taken"})
+	return nil
+}
+
+// step brings the kernel to what is wanted now. When it fails it is tried again after a
+// pause; what happens meanwhile is part of the next try.
+func (l *Loop) step(ctx context.Context) {
+	rep, err := l.apply(ctx)
+	l.report(rep)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		l.pause = min(max(2*l.pause, backoffMin), backoffMax)
+		l.retry = l.After(l.pause)
+		l.Log.Error("apply failed; trying again", "error", err, "in", l.pause)
+		l.note(Event{Kind: "error", Message: err.Error()})
+		return
+	}
+	l.pending, l.pause = false, 0
+	l.Log.Info("applied", "change", rep.Delta.Summary(), "read", rep.Read, "plan", rep.Plan, "commit", rep.Commit)
+	l.end(ctx)
+	l.ready()
+}
+
+func (l *Loop) apply(ctx context.Context) (Report, error) {
+	cfg, transitions := l.roster.Effective(l.Now())
+	for _, t := range transitions {
+		l.transition(t)
+	}
+	return l.Engine.Apply(ctx, cfg)
+}
+
+// foreign reports whether the commit touched no table of weir's, for certain.
+func (l *Loop) foreign(e nft.Event) bool {
+	if e.Lost || len(e.Tables) == 0 || len(e.Tables) >= eventTables {
+		return false
+	}
+	return !slices.ContainsFunc(e.Tables, func(t nft.TableRef) bool { return slices.Contains(Tables, t) })
+}
+
+// repair looks whether the kernel still holds what it should. A failure is not waited
+// for: the next look comes by itself.
+func (l *Loop) repair(ctx context.Context) {
+	if l.pending {
+		return // what is wanted is on its way
+	}
+	rep, err := l.Engine.Repair(ctx)
+	switch {
+	case errors.Is(err, context.Canceled):
+	case err != nil:
+		l.Log.Error("repair failed", "error", err)
+	case !rep.Delta.Empty():
+		l.Log.Warn("somebody changed weir's rules: put back", "change", rep.Delta.Summary(),
+			"took", rep.Read+rep.Commit)
+		l.note(Event{Kind: "repair", Message: "somebody changed weir's rules: " + rep.Delta.Summary()})
+	}
+	l.report(rep)
+}
+
+// tick does what time alone asks for: weights that climb, drains that end, words that
+// could not be saved.
+func (l *Loop) tick(ctx context.Context) {
+	l.count(ctx)
+	if l.roster.Due(l.Now()) {
+		l.pending = true
+	}
+	l.save()
+}
+
+// transition tells of a state that changed, and notes the connections that must end.
+func (l *Loop) transition(t Transition) {
+	l.Log.Info("backend", "service", t.Service, "backend", t.Backend, "from", t.From, "to", t.To, "reason", t.Reason)
+	l.note(Event{Kind: "state", Service: t.Service, Backend: t.Backend, From: string(t.From), To: string(t.To), Message: t.Reason})
+	s, b, ok := find(l.file, t.Member)
+	if !ok {
+		return
+	}
+	switch t.To {
+	case state.Down:
+		l.cuts = append(l.cuts, Cut{s, b, s.OnDown == model.Reset})
+	case state.Disabled:
+		l.cuts = append(l.cuts, Cut{s, b, false})
+	case state.Drained:
+		l.cuts = append(l.cuts, Cut{s, b, true})
+	}
+}
+
+// dropped notes the flows of backends that next does not name any more.
+func (l *Loop) dropped(next *model.Config) {
+	if l.file == nil {
+		return
+	}
+	for _, s := range l.file.Services {
+		n := next.Service(s.Name)
+		if n == s {
+			continue
+		}
+		for _, b := range s.Backends {
+			if n == nil || !slices.ContainsFunc(n.Backends, func(o model.Backend) bool { return o.ID() == b.ID() }) {
+				l.cuts = append(l.cuts, Cut{s, b, false})
+			}
+		}
+	}
+}
+
+// end ends the connections that were noted, now that new ones go elsewhere.
+func (l *Loop) end(ctx context.Context) {
+	if len(l.cuts) == 0 || l.Traffic == nil {
+		return
+	}
+	n, err := l.Traffic.End(ctx, l.cuts)
+	if err != nil {
+		l.Log.Error("connections could not be ended", "error", err)
+		l.note(Event{Kind: "error", Message: "connections could not be ended: " + err.Error()})
+	}
+	if n > 0 {
+		l.Log.Info("connections ended", "count", n)
+	}
+	l.cuts = nil
+}
+
+// count looks how many connections the backends that drain have left.
+func (l *Loop) count(ctx context.Context) {
+	draining := l.roster.Draining()
+	if len(draining) == 0 || l.Traffic == nil {
+		return
+	}
+	live, err := l.Traffic.Count(ctx, l.file)
+	if err != nil {
+		l.Log.Warn("connections could not be counted", "error", err)
+		return
+	}
+	for _, m := range draining {
+		l.roster.Connections(m, live[m])
+	}
+}
+
+func (l *Loop) save() {
+	if !l.unsaved || l.Save == nil {
+		return
+	}
+	if err := l.Save(l.roster.Words()); err != nil {
+		l.Log.Error("operators' words could not be saved; trying again", "error", err)
+		return
+	}
+	l.unsaved = false
+}
+
+func (l *Loop) note(e Event) {
+	e.At = l.Now()
+	l.Journal.Add(e)
+}
+
+func (l *Loop) ready() {
+	if l.announce {
+		l.announce = false
+		l.notify("ready")
+	}
+}
+
+func (l *Loop) notify(state string) {
+	if l.Notify != nil {
+		l.Notify(state)
+	}
+}
+
+func (l *Loop) report(r Report) {
+	if l.Report != nil {
+		l.Report(r)
+	}
+}
+
+// find returns the service and backend that m names.
+func find(cfg *model.Config, m Member) (*model.Service, model.Backend, bool) {
+	s := cfg.Service(m.Service)
+	if s == nil {
+		return nil, model.Backend{}, false
+	}
+	i := slices.IndexFunc(s.Backends, func(b model.Backend) bool { return b.ID() == m.Backend })
+	if i < 0 {
+		return nil, model.Backend{}, false
+	}
+	return s, s.Backends[i], true
+}
+
+// ErrNoBackend says that the configuration names no such backend.
+var ErrNoBackend = errors.New("no such backend")
+
+func (m Member) missing() error {
+	return fmt.Errorf("%w: %s of service %s", ErrNoBackend, m.Backend, m.Service)
+}

@@ -1,0 +1,92 @@
+package engine
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"weir/internal/health"
+	"weir/internal/model"
+	"weir/internal/plan"
+	"weir/internal/state"
+)
+
+// View is what a Loop knows at one time. Whoever got it may keep it.
+type View struct {
+	Config   *model.Config              // as loaded last
+	Backends map[string][]state.Backend // by service, in the order of the configuration
+	Words    map[Member]state.Word      // what operators said
+	Checks   map[Member]Health          // of the backends that are asked
+	Applied  bool                       // the kernel does all that; else it is tried again
+
+	counted []plan.Counted
+}
+
+// View waits until the loop has tried to apply what it was told before, and returns what
+// it knows then.
+func (l *Loop) View(ctx context.Context) (View, error) {
+	v := View{Backends: map[string][]state.Backend{}, Checks: map[Member]Health{}}
+	err := l.Do(ctx, func() {
+		v.Config, v.Words, v.Applied = l.file, l.roster.Words(), !l.pending
+		for _, s := range l.file.Services {
+			v.Backends[s.Name] = slices.Clone(l.roster.Backends(s))
+		}
+		for m, t := range l.trackers {
+			v.Checks[m] = Health{true, t.Snapshot()}
+		}
+		if p := l.Engine.Plan(); p != nil {
+			v.counted = p.Counted()
+		}
+	})
+	return v, err
+}
+
+// Status returns v with the kernel's counters, and with the live connections, as far as
+// they are known. name picks one service; "" is all of them, and one that v does not have
+// gives a status without services.
+func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name string) (Status, error) {
+	cfg := *v.Config
+	if name != "" {
+		cfg.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool { return s.Name != name })
+	}
+	st, err := readStatus(ctx, k, &cfg, v.counted)
+	for i, s := range cfg.Services {
+		v.describe(s, live, st.Services[i].Backends)
+	}
+	return st, err
+}
+
+// describe adds to a service's backends what is known beyond the counters.
+func (v *View) describe(s *model.Service, live map[Member]int, out []BackendStatus) {
+	states := v.Backends[s.Name]
+	if len(states) != len(out) {
+		return // the first step is still to come
+	}
+	sum := map[model.Family]int{}
+	for i, b := range s.Backends {
+		sum[b.Family()] += states[i].Weight
+	}
+	for i, b := range s.Backends {
+		m, o := Member{s.Name, b.ID()}, &out[i]
+		o.State, o.Reason, o.Since = string(states[i].State), states[i].Reason, states[i].Since
+		if w := v.Words[m].Weight; w != nil {
+			o.Weight = *w
+		}
+		o.Share = 0
+		if n := sum[b.Family()]; n > 0 {
+			o.Share = float64(states[i].Weight) / float64(n)
+		}
+		if live != nil {
+			n := live[m]
+			o.Active = &n
+		}
+		if c, ok := v.Checks[m]; ok && !c.Last.At.IsZero() {
+			o.Check = checkStatus(c.Last)
+		}
+	}
+}
+
+func checkStatus(r health.Result) *CheckStatus {
+	return &CheckStatus{OK: r.OK, Void: r.Void, Detail: r.Detail, At: r.At,
+		LatencyMS: float64(r.Latency.Round(time.Microsecond)) / float64(time.Millisecond)}
+}
