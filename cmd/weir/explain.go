@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"weir/internal/config"
+	"weir/internal/conntrack"
+	"weir/internal/engine"
+	"weir/internal/flow"
+	"weir/internal/model"
+	"weir/internal/nft"
+	"weir/internal/plan"
+	"weir/internal/ruleset"
+)
+
+func (e *env) explainCmd() *cobra.Command {
+	var from, to string
+	var live, local bool
+	c := &cobra.Command{
+		Use:   "explain --from ADDRESS:PORT --to ADDRESS:PORT[/PROTOCOL]",
+		Short: "Follow a packet through the rules and say where it goes, and why",
+		Example: `  weir explain --from 203.0.113.9:40000 --to 198.51.100.10:80/tcp
+  weir explain --live --from "[2001:db8::9]:40000" --to "[2001:db8::10]:53/udp"`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if from == "" || to == "" {
+				return usageError{errors.New("explain needs --from ADDRESS:PORT and --to ADDRESS:PORT/PROTOCOL")}
+			}
+			t, err := flow.ParseTuple(from, to)
+			if err != nil {
+				return usageError{err}
+			}
+			return e.explain(c.Context(), t, live, local)
+		},
+	}
+	c.Flags().StringVar(&from, "from", "", "the client's `ADDRESS:PORT`")
+	c.Flags().StringVar(&to, "to", "", "where it wants to: `ADDRESS:PORT/PROTOCOL`")
+	c.Flags().BoolVar(&live, "live", false, "look at the kernel too: known connections, sticky clients, own addresses")
+	c.Flags().BoolVar(&local, "local", false, "the packet is sent by this box itself")
+	return c
+}
+
+// explainReport is the JSON of `weir explain`.
+type explainReport struct {
+	plan.Explanation
+	// Live says that the kernel was looked at; Drift, that what it holds differs from the
+	// file (then the steps are those of the file).
+	Live  bool `json:"live"`
+	Drift bool `json:"drift"`
+}
+
+func (e *env) explain(ctx context.Context, t flow.Tuple, live, local bool) error {
+	defer e.progress("following the packet")()
+	cfg, err := config.Load(e.config)
+	if err != nil {
+		return err
+	}
+	packet := ruleset.Packet{Src: t.Src, Dst: t.Dst, Proto: model.Proto(t.Proto), Local: local}
+	rep := explainReport{Live: live}
+	var env ruleset.Env
+	p := plan.Build(cfg, nil)
+	if live {
+		k, err := openKernel(false)
+		if err != nil {
+			return err
+		}
+		defer k.close()
+		_, delta, err := k.Preview(ctx, cfg)
+		if err != nil {
+			return needsRights(err)
+		}
+		rep.Drift = !delta.Empty()
+		if env.Dynamic, err = remembered(ctx, k.conn, p); err != nil {
+			return err
+		}
+		if err := lookAround(ctx, &packet); err != nil {
+			return needsRights(err)
+		}
+	}
+	rep.Explanation = p.Explain(packet, env)
+	return e.print(rep, func() error { return e.printExplain(rep) })
+}
+
+// remembered reads what the sticky maps hold.
+func remembered(ctx context.Context, k *nft.Conn, p *plan.Plan) (func(set, key string) (string, bool), error) {
+	type at struct{ set, key string }
+	held := map[at]string{}
+	for _, s := range p.StickyChanges(nil) {
+		err := k.Elements(ctx, engine.Tables[0], s.Map, func(e nft.Elem) bool {
+			held[at{s.Map.Name, e.Key}] = e.Data
+			return true
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return func(set, key string) (string, bool) {
+		data, ok := held[at{set, key}]
+		return data, ok
+	}, nil
+}
+
+// lookAround fills in what the kernel knows: the packet's connection, and which addresses
+// are the box's own.
+func lookAround(ctx context.Context, packet *ruleset.Packet) error {
+	c, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	filter := conntrack.Filter{Match: func(f *conntrack.Flow) bool {
+		return f.Proto == packet.Proto && f.Orig.Src == packet.Src && f.Orig.Dst == packet.Dst
+	}}
+	err = c.Dump(ctx, filter, func(f conntrack.Flow) bool {
+		packet.Conn = &ruleset.Conn{OrigSrc: f.Orig.Src, OrigDst: f.Orig.Dst, ReplySrc: f.Reply.Src, ReplyDst: f.Reply.Dst}
+		return false
+	})
+	if err != nil {
+		return err
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	own := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own[p.Addr()] = true
+		}
+	}
+	packet.ToLocal = func(a netip.Addr) bool { return own[a] }
+	return nil
+}
+
+func (e *env) printExplain(rep explainReport) error {
+	for _, s := range rep.Steps {
+		mark := " "
+		if s.Matched {
+			mark = "*"
+		}
+		fmt.Fprintf(e.stdout, "%s %-11s %-26s %s\n", mark, s.Hook, s.Chain, s.Words)
+		if s.Rule != "" {
+			fmt.Fprintf(e.stdout, "  %-11s %-26s   %s\n", "", "", s.Rule)
+		}
+		if s.Detail != "" {
+			fmt.Fprintf(e.stdout, "  %-11s %-26s   %s\n", "", "", s.Detail)
+		}
+	}
+	if rep.Drift {
+		fmt.Fprintln(e.stdout, "note: the kernel holds other rules than the file says (weir plan shows the difference)")
+	}
+	fmt.Fprintln(e.stdout, conclusion(rep.Explanation))
+	return nil
+}
+
+// conclusion says in one sentence what becomes of the packet.
+func conclusion(x plan.Explanation) string {
+	packet := fmt.Sprintf("%s from %s to %s", x.Protocol, x.From, x.To)
+	switch {
+	case x.Service == "":
+		return fmt.Sprintf("=> %s: no service listens there; weir leaves the packet alone", packet)
+	case x.Verdict == string(ruleset.Dropped):
+		return fmt.Sprintf("=> %s: %s drops it", packet, x.Service)
+	case x.Verdict != string(ruleset.Accepted):
+		return fmt.Sprintf("=> %s: %s refuses it (%s)", packet, x.Service, x.Verdict)
+	}
+	source := "which sees " + x.Source + " as its client"
+	if x.Source == "masquerade" {
+		source = "which sees this box as its client"
+	}
+	if x.Backend == "" {
+		s := fmt.Sprintf("=> %s: %s gives it to the next in turn, one of:", packet, x.Service)
+		for _, c := range x.Candidates {
+			s += fmt.Sprintf("\n     %s (%.0f%%)", c.Address, 100*c.Share)
+		}
+		return s + "\n   " + source
+	}
+	why := ""
+	if x.Established {
+		why = ", as the rest of its connection"
+	}
+	return fmt.Sprintf("=> %s: %s gives it to %s%s, %s", packet, x.Service, x.Backend, why, source)
+}

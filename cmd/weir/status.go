@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weir/internal/api"
+	"weir/internal/config"
+	"weir/internal/engine"
+	"weir/internal/plan"
+)
+
+func (e *env) statusCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status [SERVICE]",
+		Short: "Show services and backends: state, reason, last check, connections, packets, bytes",
+		Long: `Show services and backends with their state and what they got. A running weir says what
+it knows: of each backend the state, since when and why, the last check, and the
+connections that are open. Without one the counters are read from the kernel, for the
+services of the configuration file.`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usageError{fmt.Errorf("status takes one service, found %d words", len(args))}
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error { return e.status(c.Context(), args) },
+	}
+}
+
+func (e *env) status(ctx context.Context, args []string) error {
+	defer e.progress("reading the counters")()
+	service := strings.Join(args, "")
+	var st engine.Status
+	err := ask(func(w *api.Client) (err error) {
+		st, err = w.Status(ctx, service)
+		return err
+	})
+	if errors.Is(err, api.ErrNotRunning) {
+		st, err = e.counters(ctx, service)
+	}
+	if err != nil {
+		return err
+	}
+	return e.print(st, func() error { return e.printStatus(st, time.Now()) })
+}
+
+// counters is the status without a running weir.
+func (e *env) counters(ctx context.Context, service string) (engine.Status, error) {
+	cfg, err := config.Load(e.config)
+	if err != nil {
+		return engine.Status{}, err
+	}
+	k, err := openKernel(false)
+	if err != nil {
+		return engine.Status{}, err
+	}
+	defer k.close()
+	st, err := engine.ReadStatus(ctx, k.conn, plan.Build(cfg, nil))
+	if err != nil {
+		return st, needsRights(err)
+	}
+	if service != "" {
+		return st, pick(&st, service)
+	}
+	return st, nil
+}
+
+func pick(st *engine.Status, name string) error {
+	for _, s := range st.Services {
+		if s.Name == name {
+			st.Services = []engine.ServiceStatus{s}
+			return nil
+		}
+	}
+	return usageError{fmt.Errorf("there is no service %q in the configuration", name)}
+}
+
+// statusWidth is what a line of the status has room for, in characters.
+const statusWidth = 120
+
+// printStatus writes a table with a row for each backend and, where a running weir told
+// more than numbers, a line below it.
+func (e *env) printStatus(st engine.Status, now time.Time) error {
+	if !st.Loaded {
+		fmt.Fprintln(e.stdout, "weir's rules are not in the kernel (weir apply, weir run)")
+	}
+	var rows [][]string
+	var notes []string // one for each row
+	row := func(service, backend, state, weight, share, active string, t engine.Traffic, note string) {
+		rows = append(rows, []string{service, backend, state, weight, share, strconv.FormatUint(t.NewConnections, 10), active,
+			strconv.FormatUint(t.PacketsIn, 10), bytesText(t.BytesIn),
+			strconv.FormatUint(t.PacketsOut, 10), bytesText(t.BytesOut)})
+		notes = append(notes, note)
+	}
+	for _, s := range st.Services {
+		active, known := 0, false
+		for _, b := range s.Backends {
+			state, open := "-", "-"
+			if b.State != "" {
+				state = b.State
+			}
+			if b.Active != nil {
+				known, active, open = true, active+*b.Active, strconv.Itoa(*b.Active)
+			}
+			row(s.Name, b.Address, state, strconv.Itoa(b.Weight), fmt.Sprintf("%.0f%%", 100*b.Share), open, b.Traffic, note(b, now))
+		}
+		if s.Former != (engine.Traffic{}) {
+			row(s.Name, "(former)", "-", "-", "-", "-", s.Former, "")
+		}
+		open := "-"
+		if known {
+			open = strconv.Itoa(active)
+		}
+		row(s.Name, "total", "-", "-", "-", open, s.Total, "")
+	}
+	return e.table("SERVICE BACKEND STATE WEIGHT SHARE NEW ACTIVE PACKETS-IN BYTES-IN PACKETS-OUT BYTES-OUT", rows, notes)
+}
+
+// note says in a line why a backend is as it is, and how its last check ended.
+func note(b engine.BackendStatus, now time.Time) string {
+	var parts []string
+	if !b.Since.IsZero() {
+		part := "for " + age(now, b.Since)
+		if b.Reason != "" {
+			part += ": " + b.Reason
+		}
+		parts = append(parts, part)
+	} else if b.Reason != "" {
+		parts = append(parts, b.Reason)
+	}
+	if c := b.Check; c != nil {
+		word := "failed"
+		switch {
+		case c.OK:
+			word = "ok"
+		case c.Void:
+			word = "could not be done"
+		}
+		part := fmt.Sprintf("check %s %s ago in %.1f ms", word, age(now, c.At), c.LatencyMS)
+		if c.Detail != "" && !strings.HasSuffix(b.Reason, c.Detail) { // it is said already
+			part += ": " + c.Detail
+		}
+		parts = append(parts, part)
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	line := []rune("    " + strings.Join(parts, "; "))
+	if len(line) > statusWidth {
+		line = append(line[:statusWidth-1], '…')
+	}
+	return string(line)
+}
+
+// age is how long ago something was, in one or two units.
+func age(now, then time.Time) string {
+	d := max(now.Sub(then), 0)
+	switch {
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
+}
+
+// bytesText returns n in the largest binary unit of which there is at least one.
+func bytesText(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return strconv.FormatUint(n, 10)
+	}
+	f, u := float64(n), -1
+	for f >= 1024 {
+		f /= 1024
+		u++
+	}
+	return fmt.Sprintf("%.1f%ci", f, units[u])
+}
