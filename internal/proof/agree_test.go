@@ -1,0 +1,235 @@
+package proof
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"weir/internal/config"
+	"weir/internal/config/configtest"
+	"weir/internal/engine"
+	"weir/internal/model"
+	"weir/internal/nft"
+	"weir/internal/plan"
+	"weir/internal/ruleset"
+)
+
+var tables = engine.Tables
+
+// probesEach is the number of packets sent through each configuration.
+const probesEach = 60
+
+// TestEvaluatorAgreesWithKernel draws configurations and packets, and compares what the
+// kernel does with each packet with what the evaluator says: the verdict, the backend
+// and its port, and the source that the backend sees. Afterwards it compares what the
+// packets left in the kernel: the counted pairs and the remembered clients.
+func TestEvaluatorAgreesWithKernel(t *testing.T) {
+	w := newWire(t)
+	defer pin(t)()
+	cases := map[string]int{}
+	configurations := 0
+	start := time.Now()
+	rapid.Check(t, func(rt *rapid.T) {
+		cfg := configtest.RandomModel(rt, &configtest.Options{NoAssign: true})
+		for _, s := range cfg.Services {
+			if s.Sticky > 0 {
+				s.Sticky += time.Minute // no client is to be forgotten meanwhile
+			}
+		}
+		d := &drawer{T: rt, cfg: cfg, inside: w.inside, used: map[uint16]bool{}}
+		probes := make([]probe, probesEach)
+		for i := range probes {
+			probes[i] = d.probe()
+		}
+		compare(rt, w, cfg, probes, cases)
+		configurations++
+	})
+	t.Logf("%d configurations, %d packets in %s: %s", configurations, configurations*probesEach, time.Since(start).Round(time.Millisecond), tally(cases))
+	for _, c := range allCases {
+		if cases[c] == 0 && !t.Failed() {
+			t.Errorf("no packet was %q: the test proves less than it says", c)
+		}
+	}
+}
+
+func compare(rt *rapid.T, w *wire, cfg *model.Config, probes []probe, cases map[string]int) {
+	p := plan.Build(cfg, nil)
+	if err := w.load(p.Ruleset); err != nil {
+		rt.Fatalf("%v\n%s", err, config.Marshal(cfg))
+	}
+	o := &oracle{eval: ruleset.NewEvaluator(p.Ruleset), inside: w.inside, updates: map[elemKey]elemValue{}}
+	for i, pr := range probes {
+		seen, err := w.ask(pr)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		got := sighting{}
+		if len(seen) > 0 {
+			got = seen[0]
+		}
+		want, trace := o.predict(pr, got)
+		if got != want || len(seen) > 1 {
+			rt.Fatalf("packet %d: %s\nkernel:    %v\nevaluator: %s\n%s\n%s", i, pr, seen, want, steps(trace), config.Marshal(cfg))
+		}
+		for _, c := range casesOf(pr, trace) {
+			cases[c]++
+		}
+	}
+	if err := o.sameElements(w.kernel, p.Ruleset.Tables[0]); err != nil {
+		rt.Fatalf("%v\n%s", err, config.Marshal(cfg))
+	}
+}
+
+// oracle foretells what the kernel does. It remembers what packets leave behind.
+type oracle struct {
+	eval    *ruleset.Evaluator
+	state   ruleset.State
+	inside  map[model.Family]netip.Addr
+	updates map[elemKey]elemValue
+}
+
+type elemKey struct{ set, key string }
+
+type elemValue struct {
+	data    string
+	updates uint64 // how many packets added or renewed it
+}
+
+// predict says what becomes of a probe. Where the kernel draws a number, it tries all
+// that may be drawn and takes the one that leads to what was seen, if one does.
+func (o *oracle) predict(p probe, seen sighting) (sighting, ruleset.Trace) {
+	packet := ruleset.Packet{Src: p.src, Dst: p.dst, Proto: p.proto, Local: p.from == atGateway}
+	env := o.state.Env()
+	counted := env.Next
+	var drawn, mod uint32
+	env.Next = func(r *ruleset.Rule, n ruleset.Numgen) uint32 {
+		if !n.Random {
+			return counted(r, n)
+		}
+		mod = n.Mod
+		return drawn
+	}
+	trace := o.eval.Eval(packet, env)
+	for o.sighting(p, trace) != seen && drawn+1 < mod {
+		drawn++
+		trace = o.eval.Eval(packet, env)
+	}
+	o.state.Keep(trace)
+	for _, u := range trace.Updates {
+		k := elemKey{u.Set, u.Key}
+		o.updates[k] = elemValue{u.Data, o.updates[k].updates + 1}
+	}
+	return o.sighting(p, trace), trace
+}
+
+// sighting is what is to be seen of a probe.
+func (o *oracle) sighting(p probe, t ruleset.Trace) sighting {
+	switch t.Verdict {
+	case ruleset.Dropped:
+		return sighting{}
+	case ruleset.Accepted:
+		src := t.Src
+		if t.Masquerade {
+			src = netip.AddrPortFrom(o.inside[p.family()], src.Port())
+		}
+		return sighting{atSink, t.Verdict, src, t.Dst}
+	}
+	return sighting{p.from, t.Verdict, p.src, p.dst}
+}
+
+// sameElements compares the sets and maps that packets fill.
+func (o *oracle) sameElements(k *nft.Conn, t *ruleset.Table) error {
+	want := maps.Clone(o.updates)
+	for _, s := range t.Sets {
+		if !s.Dynamic {
+			continue
+		}
+		var bad []string
+		err := k.Elements(context.Background(), tables[0], s, func(e nft.Elem) bool {
+			at := elemKey{s.Name, e.Key}
+			v, ok := want[at]
+			delete(want, at)
+			if !ok || v.data != e.Data || s.Counter && v.updates != e.Counter.Packets {
+				bad = append(bad, fmt.Sprintf("%s : %x with %d packets; evaluator: %x with %d",
+					s.Key.Text(e.Key, ""), e.Data, e.Counter.Packets, v.data, v.updates))
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if len(bad) > 0 {
+			return fmt.Errorf("set %s of the kernel holds %s", s.Name, strings.Join(bad, "\n"))
+		}
+	}
+	for at := range want {
+		return fmt.Errorf("set %s of the kernel does not hold %x and %d more", at.set, at.key, len(want)-1)
+	}
+	return nil
+}
+
+// allCases are the kinds of packets that a run must have met.
+var allCases = []string{
+	"left alone", "dropped", "reset", "unreachable",
+	"source kept", "source kept, local", "masqueraded", "masqueraded hairpin", "masqueraded, local", "fixed source",
+	"round-robin", "random", "maglev", "source", "a client that is known",
+}
+
+// casesOf returns what became of a packet and, where it got a backend, who chose it.
+func casesOf(p probe, t ruleset.Trace) []string {
+	local := ""
+	if p.from == atGateway {
+		local = ", local"
+	}
+	switch {
+	case t.Verdict == ruleset.Dropped:
+		return []string{"dropped"}
+	case t.Verdict == ruleset.RejectedReset:
+		return []string{"reset"}
+	case t.Verdict == ruleset.RejectedICMP:
+		return []string{"unreachable"}
+	case !t.DNAT.IsValid():
+		return []string{"left alone"}
+	case t.SNAT.IsValid():
+		return []string{"fixed source", chosenBy(t)}
+	case t.Masquerade && t.Dst.Addr() == p.src.Addr():
+		return []string{"masqueraded hairpin", chosenBy(t)}
+	case t.Masquerade:
+		return []string{"masqueraded" + local, chosenBy(t)}
+	}
+	return []string{"source kept" + local, chosenBy(t)}
+}
+
+// chosenBy returns the comment of the rule that chose the backend.
+func chosenBy(t ruleset.Trace) string {
+	for _, s := range t.Steps {
+		if s.Matched && strings.HasPrefix(s.Chain, "service/") {
+			comment, _, _ := strings.Cut(s.Words, ":")
+			return comment
+		}
+	}
+	return "nobody"
+}
+
+func tally(cases map[string]int) string {
+	var words []string
+	for _, c := range slices.Sorted(maps.Keys(cases)) {
+		words = append(words, fmt.Sprintf("%d %s", cases[c], c))
+	}
+	return strings.Join(words, "; ")
+}
+
+func steps(t ruleset.Trace) string {
+	var b strings.Builder
+	for _, s := range t.Steps {
+		fmt.Fprintf(&b, "  %-5t %s %s: %s | %s | %s\n", s.Matched, s.Hook, s.Chain, s.Words, s.Rule, s.Detail)
+	}
+	return b.String()
+}
