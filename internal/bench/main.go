@@ -1,0 +1,183 @@
+// Command bench measures weir beside the programs that it replaces, in one run and in
+// turn: what it takes to load services and to change one backend (against nft -f and
+// iptables-restore, the same rules), and what a packet costs behind the rules of each.
+//
+// Its one idea: a figure means something only beside the others of the same run, because
+// machines and their load differ by more than the things measured. So every round asks
+// all of them, in changing order, medians are printed, and ratios with them.
+//
+// All of it happens in network namespaces of the run's own; it needs root for the packets
+// (BPF), and nft and iptables for those rows.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"weir/internal/lab"
+)
+
+func main() {
+	if len(os.Args) > 2 && (os.Args[1] == launchWord || os.Args[1] == liveWord) {
+		helper(os.Args[1:])
+		return
+	}
+	os.Exit(start(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// bench is one run.
+type bench struct {
+	options
+	dir      string // the run's own files
+	stderr   io.Writer
+	deadline time.Time
+	written  map[int]*files
+	told     map[string]bool
+	notes    []string
+}
+
+type options struct {
+	sizes       []int // services, for applies
+	packetSizes []int // services, for packets
+	rounds      int
+	only        string        // "", "apply" or "packets"
+	json        string        // file, "" for none
+	weir        string        // the binary; "" builds it
+	limit       time.Duration // for one command
+	total       time.Duration // after which no further round begins
+}
+
+func parse(args []string, stderr io.Writer) (o options, err error) {
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	services := fs.String("services", "", "numbers of services, separated by commas (default 10,1000,10000; for packets 1,1000,10000)")
+	quick := fs.Bool("quick", false, "leave out the largest number of services, and do 2 rounds")
+	fs.IntVar(&o.rounds, "rounds", 5, "rounds, of which the median is printed")
+	fs.StringVar(&o.only, "only", "", "do one part: apply or packets")
+	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
+	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
+	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
+	fs.DurationVar(&o.total, "total", 9*time.Minute, "begin no further round after this time")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	o.sizes, o.packetSizes = []int{10, 1000, 10000}, sizesOfPackets
+	if *quick {
+		o.sizes, o.packetSizes, o.rounds = o.sizes[:2], o.packetSizes[:2], 2
+	}
+	if *services != "" {
+		o.sizes = nil
+		for _, w := range strings.Split(*services, ",") {
+			n, err := strconv.Atoi(w)
+			if err != nil || n < 1 || n > 100_000 {
+				return o, fmt.Errorf("-services: %q is not a number from 1 to 100000", w)
+			}
+			o.sizes = append(o.sizes, n)
+		}
+		o.packetSizes = o.sizes
+	}
+	if o.rounds < 1 || o.rounds > 100 {
+		return o, fmt.Errorf("-rounds: %d; allowed: 1 to 100", o.rounds)
+	}
+	if !slices.Contains([]string{"", "apply", "packets"}, o.only) {
+		return o, fmt.Errorf("-only: %q; allowed: apply, packets", o.only)
+	}
+	return o, nil
+}
+
+func start(args []string, stdout, stderr io.Writer) int {
+	o, err := parse(args, stderr)
+	if err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 2
+	}
+	inside, code, err := lab.Isolate(args...)
+	if err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 1
+	}
+	if !inside {
+		return code
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	rep, err := measure(ctx, o, stderr)
+	if err == nil {
+		err = rep.print(stdout)
+	}
+	if err == nil && o.json != "" {
+		err = rep.save(o.json)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+// measure does the run. The process must be isolated.
+func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) {
+	rep := &Report{Machine: thisMachine()}
+	dir, err := os.MkdirTemp("", "weir-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	start := time.Now()
+	b := &bench{options: o, dir: dir, stderr: stderr, deadline: start.Add(o.total),
+		written: map[int]*files{}, told: map[string]bool{}}
+	if b.weir == "" {
+		b.say("build weir")
+		b.weir = filepath.Join(dir, "weir")
+		build := exec.CommandContext(ctx, "go", "build", "-o", b.weir, "weir/cmd/weir")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("build weir: %w: %s", err, out)
+		}
+	}
+	if o.only != "packets" {
+		if rep.Apply, err = b.applies(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.only != "apply" {
+		if rep.Packets, err = b.packets(ctx); err != nil {
+			return nil, err
+		}
+	}
+	rep.Notes, rep.Seconds, rep.LoadAtEnd = b.notes, time.Since(start).Seconds(), load()
+	return rep, ctx.Err()
+}
+
+// say tells of progress.
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.stderr, "bench: "+format+"\n", args...)
+}
+
+// note keeps something that must be read with the figures.
+func (b *bench) note(format string, args ...any) {
+	b.notes = append(b.notes, fmt.Sprintf(format, args...))
+}
+
+func (b *bench) late() bool { return time.Now().After(b.deadline) }
+
+// save writes the report for machines.
+func (r *Report) save(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
+}
