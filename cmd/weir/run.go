@@ -69,13 +69,13 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer flows.Close()
-	said, save := openWords(o.state, log)
+	known, save := openMemory(o.state, log)
 	results := engine.NewInbox()
 	checks := health.NewProber(results.Put, health.Options{})
 	defer checks.Close()
 	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log), Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows},
-		Words: said, Save: save, Journal: engine.NewJournal(),
+		Memory: known, Save: save, Journal: engine.NewJournal(),
 		Notify: func(state string) { notify(log, state) }}
 	loop.Start()
 	stopped, err := e.listen(ctx, loop, group, log)

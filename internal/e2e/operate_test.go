@@ -351,3 +351,34 @@ func TestStateFile(t *testing.T) {
 	s.must("enable", "web", s.Backends[0].V4.String())
 	s.stop()
 }
+
+// TestRestartKnowsWhoIsDown: a weir that starts again sends nobody to a backend that was
+// down before, not even until the checks have found out anew.
+func TestRestartKnowsWhoIsDown(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 2)
+	s.serve("udp", s.Backends, 7)
+	servers := s.serve("tcp", s.Backends, 7)
+	s.write(s.checkedService())
+	s.start()
+	sick := s.Backends[1]
+	check(t, servers[1].Close())
+	s.awaitStates("web", sick, "down")
+	await(t, "it is written down", func() bool {
+		text, err := os.ReadFile(filepath.Join(s.dir, "state.json"))
+		return err == nil && strings.Count(string(text), `"reason"`) == 2 // one for each family
+	})
+	s.run.Kill()
+	<-s.run.Done()
+	gen := s.generation()
+	s.start()
+	load, err := lab.StartLoad(t.Context(), lab.LoadSpec{Host: s.Clients[0], Network: "tcp", Targets: targets(), Rate: 200, Reset: true, Count: 100})
+	check(t, err)
+	if res := load.Wait(); res.Failed > 0 || res.ByBackend[sick.Name] > 0 {
+		t.Errorf("after a restart with one down: %s", res)
+	}
+	if now := s.generation(); now != gen {
+		t.Errorf("the restart moved the kernel's rules from generation %d to %d", gen, now)
+	}
+	s.stop()
+}

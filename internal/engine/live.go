@@ -62,7 +62,7 @@ func (l *Loop) watch() {
 			}
 			kept[m] = l.trackers[m]
 			if kept[m] == nil {
-				kept[m] = health.NewTracker(c, health.Unknown, l.Now(), "not checked yet")
+				kept[m] = l.newTracker(m, c)
 			}
 			kept[m].SetCheck(c)
 			targets = append(targets, health.Target{ID: targetID(m), Addr: b.Addr, Port: checkPort(s, b), Check: c})
@@ -74,6 +74,18 @@ func (l *Loop) watch() {
 		l.members[targetID(m)] = m
 	}
 	l.Checks.Set(targets)
+}
+
+// newTracker returns the tracker of a backend that was not checked until now. One that was
+// down when the weir before ended is down until the checks say otherwise.
+func (l *Loop) newTracker(m Member, c *model.Check) *health.Tracker {
+	h, down := l.Memory.Down[m]
+	if !down {
+		return health.NewTracker(c, health.Unknown, l.Now(), "not checked yet")
+	}
+	delete(l.Memory.Down, m)
+	l.roster.Health(m, h)
+	return health.NewTracker(c, health.Down, h.Since, h.Reason)
 }
 
 // checkPort is the port on which the backend gets its traffic: its own, or that of the
@@ -102,6 +114,7 @@ func (l *Loop) results() {
 			continue
 		}
 		s := t.Snapshot()
+		l.unsaved = true // tick saves it: many may change at once
 		l.roster.Health(m, state.Health{Down: !s.State.Serves(), Reason: s.Reason, Since: s.Since,
 			CameUp: before == health.Down})
 		l.pending = true

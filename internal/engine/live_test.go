@@ -43,7 +43,7 @@ type live struct {
 	loop  *engine.Loop
 	table *traffic
 	asked chan []health.Target
-	saved chan map[engine.Member]state.Word
+	saved chan engine.Memory
 }
 
 func checked(weights ...int) *model.Config {
@@ -52,17 +52,17 @@ func checked(weights ...int) *model.Config {
 	return cfg
 }
 
-func startLive(t *testing.T, cfg *model.Config, words map[engine.Member]state.Word) *live {
+func startLive(t *testing.T, cfg *model.Config, memory engine.Memory) *live {
 	t.Helper()
 	r := &rig{t: t, k: nftfake.New(), clock: newClock(), cfg: cfg, reload: make(chan struct{}),
 		states: make(chan string, 100), reports: make(chan engine.Report, 1000)}
-	l := &live{rig: r, asked: make(chan []health.Target, 100), saved: make(chan map[engine.Member]state.Word, 100),
+	l := &live{rig: r, asked: make(chan []health.Target, 100), saved: make(chan engine.Memory, 100),
 		table: &traffic{live: map[engine.Member]int{}, ended: make(chan []engine.Cut, 100)}}
 	l.loop = &engine.Loop{Engine: &engine.Engine{Kernel: r.k}, Load: r.load, Reload: r.reload,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), After: r.clock.After,
 		Notify: func(s string) { r.states <- s }, Report: func(rep engine.Report) { r.reports <- rep },
-		Checks: &asked{l.asked}, Results: engine.NewInbox(), Traffic: l.table, Words: words, Journal: engine.NewJournal(),
-		Save: func(w map[engine.Member]state.Word) error { l.saved <- w; return nil }}
+		Checks: &asked{l.asked}, Results: engine.NewInbox(), Traffic: l.table, Memory: memory, Journal: engine.NewJournal(),
+		Save: func(m engine.Memory) error { l.saved <- m; return nil }}
 	l.loop.Start()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -120,7 +120,7 @@ func (l *live) say(m engine.Member, change func(state.Word) state.Word) {
 var first = engine.Member{Service: "web", Backend: "10.1.1.1:8080"}
 
 func TestChecksTakeOutAndBringBack(t *testing.T) {
-	l := startLive(t, checked(1, 1), nil)
+	l := startLive(t, checked(1, 1), engine.Memory{})
 	if targets := <-l.asked; len(targets) != 2 || targets[0].ID != "web/10.1.1.1:8080" || targets[0].Port != 8080 {
 		t.Fatalf("asked %+v", targets)
 	}
@@ -147,7 +147,7 @@ func TestChecksTakeOutAndBringBack(t *testing.T) {
 func TestOnDownReset(t *testing.T) {
 	cfg := checked(1, 1)
 	cfg.Services[0].OnDown = model.Reset
-	l := startLive(t, cfg, nil)
+	l := startLive(t, cfg, engine.Memory{})
 	l.answer("web/10.1.1.1:8080", false, 3)
 	if cuts := <-l.table.ended; len(cuts) != 1 || !cuts[0].All {
 		t.Errorf("ended %+v, want all connections of the backend", cuts)
@@ -155,11 +155,11 @@ func TestOnDownReset(t *testing.T) {
 }
 
 func TestOperatorsWords(t *testing.T) {
-	l := startLive(t, checked(1, 1), nil)
+	l := startLive(t, checked(1, 1), engine.Memory{})
 	l.table.live = map[engine.Member]int{first: 3}
 	l.say(first, func(w state.Word) state.Word { w.Admin = state.Drain; return w })
 	l.weights(0, 1)
-	if w := <-l.saved; w[first].Admin != state.Drain {
+	if w := <-l.saved; w.Words[first].Admin != state.Drain {
 		t.Errorf("saved %+v", w)
 	}
 	_, states, _, err := l.loop.States(context.Background())
@@ -177,23 +177,25 @@ func TestOperatorsWords(t *testing.T) {
 	}
 }
 
-// TestWordsSurvive: what operators said holds after a restart, before any check.
-func TestWordsSurvive(t *testing.T) {
+// TestMemory: what operators said, and who was down, holds after a restart, before any check.
+func TestMemory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
 	seven := 7
 	said := map[engine.Member]state.Word{
 		first: {Admin: state.Disable, At: time.Now().Round(0)},
 		{Service: "web", Backend: "10.1.1.2:8080"}: {Weight: &seven, At: time.Now().Round(0)},
 	}
-	if err := engine.SaveWords(path, said); err != nil {
+	down := map[engine.Member]state.Health{
+		{Service: "web", Backend: "10.1.1.3:8080"}: {Down: true, Reason: "refused", Since: time.Now().Round(0)}}
+	if err := engine.SaveMemory(path, engine.Memory{Words: said, Down: down}); err != nil {
 		t.Fatal(err)
 	}
-	words, err := engine.LoadWords(path)
-	if err != nil || len(words) != 2 {
+	words, err := engine.LoadMemory(path)
+	if err != nil || len(words.Words) != 2 || len(words.Down) != 1 {
 		t.Fatalf("%+v (%v)", words, err)
 	}
-	l := startLive(t, checked(1, 1, 1), words)
-	l.weights(0, 7, 1)
+	l := startLive(t, checked(1, 1, 1, 1), words)
+	l.weights(0, 7, 0, 1)
 	for _, target := range <-l.asked {
 		if target.ID == "web/10.1.1.1:8080" {
 			t.Error("a disabled backend is checked")
@@ -203,7 +205,7 @@ func TestWordsSurvive(t *testing.T) {
 
 // TestReloadKeepsHealth: a backend that is down stays so over a reload.
 func TestReloadKeepsHealth(t *testing.T) {
-	l := startLive(t, checked(1, 1), nil)
+	l := startLive(t, checked(1, 1), engine.Memory{})
 	l.answer("web/10.1.1.1:8080", false, 3)
 	l.weights(0, 1)
 	l.file(checked(1, 4), nil)
@@ -213,8 +215,8 @@ func TestReloadKeepsHealth(t *testing.T) {
 	l.weights(0, 4)
 }
 
-// TestWordsFile: what is not there says nothing; what cannot be understood is refused whole.
-func TestWordsFile(t *testing.T) {
+// TestMemoryFile: what is not there says nothing; what cannot be understood is refused whole.
+func TestMemoryFile(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"torn": `{"version": 1, "words": [{"service": "web", "back`, "later": `{"version": 2, "words": []}`, "other": "[]",
@@ -223,14 +225,14 @@ func TestWordsFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if words, err := engine.LoadWords(path); err == nil || words != nil {
+		if words, err := engine.LoadMemory(path); err == nil || words.Words != nil {
 			t.Errorf("%s: %v, %v; want an error and nothing read", name, words, err)
 		}
 	}
-	if words, err := engine.LoadWords(filepath.Join(dir, "missing")); err != nil || words != nil {
+	if words, err := engine.LoadMemory(filepath.Join(dir, "missing")); err != nil || words.Words != nil {
 		t.Errorf("missing: %v, %v", words, err)
 	}
-	if err := engine.SaveWords(filepath.Join(dir, "no", "such", "folder"), nil); err == nil {
+	if err := engine.SaveMemory(filepath.Join(dir, "no", "such", "folder"), engine.Memory{}); err == nil {
 		t.Error("a file that cannot be written gives no error")
 	}
 }

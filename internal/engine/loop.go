@@ -40,12 +40,12 @@ type Loop struct {
 	After  func(time.Duration) <-chan time.Time // the clock; nil: time.After
 	Now    func() time.Time                     // the clock; nil: time.Now
 
-	Checks  Checker                           // who asks the backends; nil: nobody
-	Results *Inbox                            // what they answered; nil: nothing
-	Traffic Connections                       // the connection table; nil: it is left alone
-	Words   map[Member]state.Word             // what operators said before this start
-	Save    func(map[Member]state.Word) error // keeps what they say; nil: it is lost
-	Journal *Journal                          // nil: events are lost
+	Checks  Checker            // who asks the backends; nil: nobody
+	Results *Inbox             // what they answered; nil: nothing
+	Traffic Connections        // the connection table; nil: it is left alone
+	Memory  Memory             // what was known before this start
+	Save    func(Memory) error // keeps what is known; nil: it is lost
+	Journal *Journal           // nil: events are lost
 
 	// Notify tells of a state that was reached: "ready", "reloading". May be nil.
 	Notify func(state string)
@@ -60,7 +60,7 @@ type Loop struct {
 	cuts     []Cut             // connections to end once the next commit is done
 	pending  bool              // the kernel is not as it should be
 	announce bool              // somebody waits to hear "ready"
-	unsaved  bool              // Words are not on disk
+	unsaved  bool              // what there is to remember is not on disk
 	pause    time.Duration     // before the next try; 0: none failed
 	retry    <-chan time.Time  // ends the pause
 }
@@ -156,7 +156,7 @@ func (l *Loop) prepare() {
 	if l.Results == nil {
 		l.Results = NewInbox()
 	}
-	l.roster = NewRoster(l.Words)
+	l.roster = NewRoster(l.Memory.Words)
 	l.trackers = map[Member]*health.Tracker{}
 }
 
@@ -330,8 +330,8 @@ func (l *Loop) save() {
 	if !l.unsaved || l.Save == nil {
 		return
 	}
-	if err := l.Save(l.roster.Words()); err != nil {
-		l.Log.Error("operators' words could not be saved; trying again", "error", err)
+	if err := l.Save(Memory{l.roster.Words(), l.roster.Down()}); err != nil {
+		l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
 		return
 	}
 	l.unsaved = false

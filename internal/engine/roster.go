@@ -188,6 +188,17 @@ func (r *Roster) Words() map[Member]state.Word {
 	return words
 }
 
+// Down returns the backends that the checks found to be down.
+func (r *Roster) Down() map[Member]state.Health {
+	down := map[Member]state.Health{}
+	for m, in := range r.inputs {
+		if in.Health.Down {
+			down[m] = in.Health
+		}
+	}
+	return down
+}
+
 // Draining returns the backends that finish their connections.
 func (r *Roster) Draining() []Member {
 	var out []Member
