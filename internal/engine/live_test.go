@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -234,5 +235,52 @@ func TestMemoryFile(t *testing.T) {
 	}
 	if err := engine.SaveMemory(filepath.Join(dir, "no", "such", "folder"), engine.Memory{}); err == nil {
 		t.Error("a file that cannot be written gives no error")
+	}
+}
+
+// TestFullDisk: what cannot be saved is tried again, said once, and saved when it can be.
+func TestFullDisk(t *testing.T) {
+	var mu sync.Mutex
+	full := true
+	saved := make(chan struct{}, 100)
+	l := startLive(t, checked(1, 1), engine.Memory{})
+	if err := l.loop.Do(context.Background(), func() {
+		l.loop.Save = func(engine.Memory) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if full {
+				return errors.New("no space left on device")
+			}
+			saved <- struct{}{}
+			return nil
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	l.say(first, func(w state.Word) state.Word { w.Admin = state.Disable; return w })
+	for range 5 {
+		<-l.clock.asked
+		l.clock.advance(time.Second)
+	}
+	mu.Lock()
+	full = false
+	mu.Unlock()
+	for done := false; !done; {
+		l.clock.advance(time.Second)
+		select {
+		case <-saved:
+			done = true
+		case <-l.reports:
+		}
+	}
+	said := 0
+	events, _ := l.loop.Journal.Since(0)
+	for _, e := range events {
+		if e.Kind == "error" {
+			said++
+		}
+	}
+	if said != 1 {
+		t.Errorf("said %d times, want once", said)
 	}
 }

@@ -52,17 +52,18 @@ type Loop struct {
 	// Report is told what each step did. May be nil.
 	Report func(Report)
 
-	calls    chan func()
-	roster   *Roster
-	file     *model.Config // as loaded last
-	trackers map[Member]*health.Tracker
-	members  map[string]Member // by targetID
-	cuts     []Cut             // connections to end once the next commit is done
-	pending  bool              // the kernel is not as it should be
-	announce bool              // somebody waits to hear "ready"
-	unsaved  bool              // what there is to remember is not on disk
-	pause    time.Duration     // before the next try; 0: none failed
-	retry    <-chan time.Time  // ends the pause
+	calls      chan func()
+	roster     *Roster
+	file       *model.Config // as loaded last
+	trackers   map[Member]*health.Tracker
+	members    map[string]Member // by targetID
+	cuts       []Cut             // connections to end once the next commit is done
+	pending    bool              // the kernel is not as it should be
+	announce   bool              // somebody waits to hear "ready"
+	unsaved    bool              // what there is to remember is not on disk
+	saveFailed bool              // and the last try failed: that has been said
+	pause      time.Duration     // before the next try; 0: none failed
+	retry      <-chan time.Time  // ends the pause
 }
 
 // Checker asks backends how they are. Implementation: health.Prober.
@@ -331,10 +332,17 @@ func (l *Loop) save() {
 		return
 	}
 	if err := l.Save(Memory{l.roster.Words(), l.roster.Down()}); err != nil {
-		l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
+		if !l.saveFailed { // a full disk needs no line a second
+			l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
+			l.note(Event{Kind: "error", Message: "state could not be saved: " + err.Error()})
+		}
+		l.saveFailed = true
 		return
 	}
-	l.unsaved = false
+	if l.saveFailed {
+		l.Log.Info("what is to be remembered is saved again")
+	}
+	l.unsaved, l.saveFailed = false, false
 }
 
 func (l *Loop) note(e Event) {
