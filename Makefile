@@ -38,8 +38,8 @@ tools:
 		command -v $${t%%:*} >/dev/null || [ -x /usr/sbin/$${t%%:*} ] || missing="$$missing $${t##*:}"; done; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing$$missing"; \
+		echo "installing$$missing"; log=$$(mktemp); \
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; } \
-			>/tmp/weir-tools.$$$$ 2>&1 || { cat /tmp/weir-tools.$$$$; rm -f /tmp/weir-tools.$$$$; exit 1; }; \
-		rm -f /tmp/weir-tools.$$$$; \
+			>"$$log" 2>&1 || { cat "$$log"; rm -f "$$log"; exit 1; }; \
+		rm -f "$$log"; \
 	else echo "not installed:$$missing; tests that need them are skipped (apt install$$missing)"; fi

@@ -17,11 +17,7 @@ import (
 // silence, and its UDP flows go on with another backend, over the same socket.
 func TestOnDown(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 1, 2)
-	s.serve("udp", s.Backends, 7)
-	s.serve("tcp", s.Backends, 7)
-	s.write(s.checkedService())
-	s.start()
+	s, _ := checkedSite(t, 2)
 	sick, well := s.Backends[0], s.Backends[1]
 	s.awaitStates("web", sick, "up")
 	s.awaitStates("web", well, "up")

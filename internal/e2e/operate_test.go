@@ -103,6 +103,18 @@ func (s *site) checkedService() string {
 		"check: {tcp: true, port: 7, every: 100ms, timeout: 90ms, rise: 2, fall: 3}", "on_down: reset"))
 }
 
+// checkedSite is a site on which weir runs with that service, and the TCP servers of its
+// backends.
+func checkedSite(t *testing.T, backends int) (*site, []*lab.Server) {
+	t.Helper()
+	s := newSite(t, 1, backends)
+	s.serve("udp", s.Backends, 7)
+	servers := s.serve("tcp", s.Backends, 7)
+	s.write(s.checkedService())
+	s.start()
+	return s, servers
+}
+
 // targets are the addresses of service web.
 func targets() []string {
 	var out []string
@@ -116,11 +128,7 @@ func targets() []string {
 // was on its way there when it died may fail, and nothing once weir has noticed.
 func TestCheckTakesOut(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 1, 3)
-	s.serve("udp", s.Backends, 7)
-	servers := s.serve("tcp", s.Backends, 7)
-	s.write(s.checkedService())
-	s.start()
+	s, servers := checkedSite(t, 3)
 	sick := s.Backends[1]
 	for _, h := range s.Backends {
 		s.awaitStates("web", h, "up")
@@ -165,11 +173,7 @@ func TestCheckTakesOut(t *testing.T) {
 // weir sees them end, and neither its death nor a reload changes what the operator said.
 func TestDrain(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 1, 2)
-	s.serve("udp", s.Backends, 7)
-	s.serve("tcp", s.Backends, 7)
-	s.write(s.checkedService())
-	s.start()
+	s, _ := checkedSite(t, 2)
 	leaves, stays := s.Backends[0], s.Backends[1]
 	var open []*talk
 	for _, f := range families {
@@ -238,11 +242,7 @@ func TestDrain(t *testing.T) {
 // TestOperator disables, enables and weighs backends, and says things that are wrong.
 func TestOperator(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 1, 2)
-	s.serve("udp", s.Backends, 7)
-	s.serve("tcp", s.Backends, 7)
-	s.write(s.checkedService())
-	s.start()
+	s, _ := checkedSite(t, 2)
 	a, b := s.Backends[0], s.Backends[1]
 	s.each("disable", "web", a)
 	s.among(t, "disabled", 4, b)
@@ -356,11 +356,7 @@ func TestStateFile(t *testing.T) {
 // down before, not even until the checks have found out anew.
 func TestRestartKnowsWhoIsDown(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 1, 2)
-	s.serve("udp", s.Backends, 7)
-	servers := s.serve("tcp", s.Backends, 7)
-	s.write(s.checkedService())
-	s.start()
+	s, servers := checkedSite(t, 2)
 	sick := s.Backends[1]
 	check(t, servers[1].Close())
 	s.awaitStates("web", sick, "down")

@@ -77,9 +77,10 @@ type Report struct {
 // between its look at the kernel and its own commit.
 const attempts = 20
 
-// Apply makes the kernel do what cfg says. When it fails the kernel is as it was, and so
-// is what Plan returns. Addresses follow the rules: nobody is drawn here before the
-// rules know what to do.
+// Apply makes the kernel do what cfg says. When the commit fails the kernel is as it was,
+// and so is what Plan returns. Sticky clients and addresses follow the rules, so that
+// nobody is drawn here before the rules know what to do: an error of theirs (a device
+// that is not there) comes when the rules are in, and Apply again does what is missing.
 func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	start := time.Now()
 	var rep Report

@@ -83,7 +83,6 @@ func (l *Loop) newTracker(m Member, c *model.Check) *health.Tracker {
 	if !down {
 		return health.NewTracker(c, health.Unknown, l.Now(), "not checked yet")
 	}
-	delete(l.Memory.Down, m)
 	l.roster.Health(m, h)
 	return health.NewTracker(c, health.Down, h.Since, h.Reason)
 }
@@ -173,11 +172,4 @@ func (l *Loop) ReloadNow(ctx context.Context) error {
 type Health struct {
 	Checked bool
 	health.Snapshot
-}
-
-// States returns the configuration and, for each service, the states of its backends and
-// what the checks know of them.
-func (l *Loop) States(ctx context.Context) (cfg *model.Config, states map[string][]state.Backend, checks map[Member]Health, err error) {
-	v, err := l.View(ctx)
-	return v.Config, v.Backends, v.Checks, err
 }

@@ -163,9 +163,9 @@ func TestOperatorsWords(t *testing.T) {
 	if w := <-l.saved; w.Words[first].Admin != state.Drain {
 		t.Errorf("saved %+v", w)
 	}
-	_, states, _, err := l.loop.States(context.Background())
-	if err != nil || states["web"][0].State != state.Draining {
-		t.Errorf("%+v (%v), want draining", states, err)
+	v, err := l.loop.View(context.Background())
+	if err != nil || v.Backends["web"][0].State != state.Draining {
+		t.Errorf("%+v (%v), want draining", v.Backends, err)
 	}
 	l.say(first, func(state.Word) state.Word { return state.Word{} })
 	l.weights(1, 1)

@@ -172,6 +172,7 @@ func (l *Loop) load() error {
 	l.file = cfg
 	l.roster.Load(cfg)
 	l.watch()
+	l.Memory.Down = nil // it is of before the start: a check that a later file adds begins anew
 	l.pending = true
 	return nil
 }

@@ -231,6 +231,3 @@ func Daddr(f model.Family) Field { return pick(f, IPDaddr, IP6Daddr) }
 
 // CtOrigDaddr returns the field that holds the address the client first asked for.
 func CtOrigDaddr(f model.Family) Field { return pick(f, CtOrigDaddr4, CtOrigDaddr6) }
-
-// CtReplySaddr returns the field that holds the address that answers: the backend's.
-func CtReplySaddr(f model.Family) Field { return pick(f, CtReplySaddr4, CtReplySaddr6) }
