@@ -27,6 +27,7 @@ const (
 	opAddElems
 	opAddRule
 	opWakeTable
+	opKeepElems // opAddElems of elements that may be there
 )
 
 var opInfo = [...]struct {
@@ -47,6 +48,7 @@ var opInfo = [...]struct {
 	opAddElems:  {"add", msgType(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
 	opAddRule:   {"add", msgType(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE | unix.NLM_F_APPEND},
 	opWakeTable: {"switch on", msgType(unix.NFT_MSG_NEWTABLE), 0},
+	opKeepElems: {"add", msgType(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE},
 }
 
 func msgType(t uint16) uint16 { return unix.NFNL_SUBSYS_NFTABLES<<8 | t }

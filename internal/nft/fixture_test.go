@@ -118,6 +118,7 @@ func (f family) sets() []*rs.Set {
 			Dynamic: true, Timeout: true, Size: 65536},
 		{Name: "connections" + f.suffix, Key: backend, Dynamic: true, Counter: true, Size: 65536},
 		{Name: "replies" + f.suffix, Key: backend, Dynamic: true, Counter: true, Timeout: true, Size: 1000},
+		{Name: "resets" + f.suffix, Key: rs.Types{f.addr, rs.Port, f.addr, rs.Port}, Dynamic: true, Timeout: true, Size: 1000},
 	}
 }
 
@@ -149,6 +150,8 @@ func (f family) chains() []*rs.Chain {
 				Port: rs.MapGet{Key: sticky, Map: "sticky-port" + f.suffix}})...),
 			rule("fixed port", is(model.TCP, rs.DNAT{Family: f.Family,
 				To: rs.MapGet{Key: rs.Key{rs.Const(3), f.daddr}, Map: addr}, Port: rs.FixedPort(8080)})...),
+			rule("cut off", is(model.TCP, rs.NoSYN{}, rs.InSet{Key: rs.Key{f.saddr, rs.SPort, f.daddr, rs.DPort},
+				Set: "resets" + f.suffix}, rs.RejectWith{TCPReset: true})...),
 		}},
 		{Name: "count/" + f.suffix, Rules: []rs.Rule{
 			rule("count", is(model.TCP, rs.Update{Set: "connections" + f.suffix, Key: served})...),
@@ -185,6 +188,8 @@ func bases() []*rs.Chain {
 			rule("", rs.RejectWith{}),
 		}},
 		{Name: "nothing"},
+		{Name: "early", Base: &rs.Base{Type: "filter", Hook: rs.Output, Priority: -300}, Rules: []rs.Rule{
+			rule("not for conntrack", rs.IsProto(model.TCP), rs.NoSYN{}, rs.Notrack{})}},
 		{Name: "prerouting", Base: &rs.Base{Type: "nat", Hook: rs.Prerouting, Priority: -100}, Rules: find},
 		{Name: "output", Base: &rs.Base{Type: "nat", Hook: rs.Output, Priority: -100}, Rules: slices.Clone(find)},
 		{Name: "input", Base: &rs.Base{Type: "filter", Hook: rs.Input, Priority: 10}, Rules: []rs.Rule{

@@ -72,6 +72,10 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.statusDNAT()
 	case ruleset.NotLoopback:
 		r.notLoopback()
+	case ruleset.NoSYN:
+		r.noSYN()
+	case ruleset.Notrack:
+		r.close(r.open("notrack"))
 	case ruleset.InSet:
 		r.lookup(s.Set, r.newKey(s.Key), -1, false)
 	case ruleset.VMap:
@@ -122,16 +126,41 @@ const ipsDstNAT = 1 << 5
 
 func (r *ruleEnc) statusDNAT() {
 	r.field(ruleset.CtStatus, r.alloc(4))
+	var mask [4]byte
+	binary.NativeEndian.PutUint32(mask[:], ipsDstNAT)
+	r.mask(string(mask[:]))
+	r.cmp(unix.NFT_CMP_NEQ, zeros)
+}
+
+// mask keeps these bits of the first register, whose value is as long as bits.
+func (r *ruleEnc) mask(bits string) {
 	e := r.open("bitwise")
 	r.w.u32(unix.NFTA_BITWISE_SREG, reg(0))
 	r.w.u32(unix.NFTA_BITWISE_DREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_LEN, 4)
-	var mask [4]byte
-	binary.NativeEndian.PutUint32(mask[:], ipsDstNAT)
-	r.w.value(unix.NFTA_BITWISE_MASK, string(mask[:]))
-	r.w.value(unix.NFTA_BITWISE_XOR, zeros)
+	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(bits)))
+	r.w.value(unix.NFTA_BITWISE_MASK, bits)
+	r.w.value(unix.NFTA_BITWISE_XOR, zeros[:len(bits)])
 	r.close(e)
-	r.cmp(unix.NFT_CMP_NEQ, zeros)
+}
+
+// The byte of the TCP header that holds the flags, and SYN in it (RFC 9293 section 3.1).
+const (
+	tcpFlagsAt = 13
+	tcpSYN     = "\x02"
+)
+
+func (r *ruleEnc) noSYN() {
+	if r.l4proto != unix.IPPROTO_TCP {
+		r.fail("tcp flags need a match of the protocol (meta l4proto tcp) before them")
+	}
+	e := r.open("payload")
+	r.w.u32(unix.NFTA_PAYLOAD_DREG, reg(r.alloc(4)))
+	r.w.u32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_TRANSPORT_HEADER)
+	r.w.u32(unix.NFTA_PAYLOAD_OFFSET, tcpFlagsAt)
+	r.w.u32(unix.NFTA_PAYLOAD_LEN, 1)
+	r.close(e)
+	r.mask(tcpSYN)
+	r.cmp(unix.NFT_CMP_EQ, zeros[:1])
 }
 
 // loopbackIndex is the index of lo in every network namespace (drivers/net/loopback.c).

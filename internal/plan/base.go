@@ -23,33 +23,40 @@ type hook struct {
 	priority int
 	why      string
 	rules    func(usage) []ruleset.Rule
+	optional bool // without rules there is no chain
 }
 
 // hooks is where weir meets packets. Priorities are those of nft's words dstnat (-100)
 // and srcnat (100), at which address translation is done.
 var hooks = []hook{
+	{"nudges", "filter", ruleset.Output, -300,
+		"what weir sends the clients of connections that it cuts off is not for conntrack, which looks at -200", nudges, true},
 	{"prerouting", "nat", ruleset.Prerouting, -100,
-		"new connections from outside get their backend before the route is looked up", dispatch},
+		"new connections from outside get their backend before the route is looked up", dispatch, false},
 	{"output", "nat", ruleset.Output, -100,
-		"so do new connections of the box itself, which never see prerouting", dispatch},
+		"so do new connections of the box itself, which never see prerouting", dispatch, false},
 	{"input", "nat", ruleset.Input, 100,
-		"new connections to a backend on the box itself are counted here", arrive},
+		"new connections to a backend on the box itself are counted here", arrive, false},
 	{"postrouting", "nat", ruleset.Postrouting, 100,
-		"new connections are counted, and get their source once the way out is known", depart},
+		"new connections are counted, and get their source once the way out is known", depart, false},
 	{"count-in", "filter", ruleset.Input, 99,
-		"packets to the box itself, counted just before replies get the listener's address back", countIn},
+		"packets to the box itself, counted just before replies get the listener's address back", countIn, false},
 	{"count-out", "filter", ruleset.Postrouting, 99,
-		"packets that leave, whoever sent them; together with count-in each is counted once", count},
+		"packets that leave, whoever sent them; together with count-in each is counted once", count, false},
 }
 
 // baseChains returns the base chains and those that they call.
 func baseChains(u usage) []*ruleset.Chain {
 	var chains []*ruleset.Chain
 	for _, h := range hooks {
+		rules := h.rules(u)
+		if len(rules) == 0 && h.optional {
+			continue
+		}
 		chains = append(chains, &ruleset.Chain{
 			Name:  h.name,
 			Base:  &ruleset.Base{Type: h.typ, Hook: h.hook, Priority: h.priority},
-			Rules: h.rules(u),
+			Rules: rules,
 		})
 	}
 	return append(chains,

@@ -34,6 +34,9 @@ func (p *Pool) chain(proto model.Proto, seed uint32) *ruleset.Chain {
 		match := []ruleset.Stmt{ruleset.IsFamily(p.Family), ruleset.IsProto(proto)}
 		c.Rules = append(c.Rules, ruleset.Rule{Comment: words, Stmts: append(match, stmts...)})
 	}
+	if resets(s, proto) {
+		rule("its backend went down", resetStmts(p.Family)...)
+	}
 	if len(p.Slots) == 0 {
 		rule("nothing to choose from", refusal(s.WhenAllDown, proto))
 		return c

@@ -68,6 +68,9 @@ func newUnit(s *model.Service, pl place, seed uint32) *unit {
 				u.chains = append(u.chains, p.learnChain(proto))
 			}
 		}
+		if slices.ContainsFunc(protosOf(s, f), func(p model.Proto) bool { return resets(s, p) }) {
+			u.parts = append(u.parts, setPart{spec: resetsSpec(f), part: &ruleset.Part{}})
+		}
 		u.listeners(servicesSpec(f), f, func(l model.Listen) string { return poolChain(s, f, l.Proto) })
 		if s.Sticky > 0 {
 			u.listeners(learnSpec(f), f, func(l model.Listen) string { return learnChain(s, f, l.Proto) })

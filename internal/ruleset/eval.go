@@ -16,7 +16,10 @@ type Packet struct {
 	ToLocal func(netip.Addr) bool
 	// Conn is the connection the packet belongs to; nil for its first packet, the only
 	// one for which chains of type nat are looked at.
-	Conn  *Conn
+	Conn *Conn
+	// Late says of a TCP packet without Conn that it is not a SYN: conntrack has forgotten
+	// its connection, or never knew it, and takes the packet for the first of a new one.
+	Late  bool
 	Reply bool // with Conn: the packet goes from ReplySrc to ReplyDst
 }
 
@@ -130,9 +133,13 @@ type walk struct {
 	src, dst netip.AddrPort // as the packet is now
 	conn     Conn
 	tracked  bool // conntrack has seen the packet
-	srcDone  bool // the connection's source translation is settled
-	dstDone  bool
-	fresh    map[dynKey]string // what this packet's updates added
+
+	// untracked says that it will not, because a rule said so.
+	untracked bool
+
+	srcDone bool // the connection's source translation is settled
+	dstDone bool
+	fresh   map[dynKey]string // what this packet's updates added
 
 	at    Hook
 	trace Trace
@@ -187,7 +194,10 @@ func (w *walk) hook(h Hook) bool {
 	w.at = h
 	for i := range w.ev.hooks[h] {
 		s := &w.ev.hooks[h][i]
-		w.tracked = w.tracked || s.priority > conntrackPriority
+		w.tracked = !w.untracked && (w.tracked || s.priority > conntrackPriority)
+		if s.nat && w.untracked {
+			continue
+		}
 		if s.nat {
 			if !w.nat(s) {
 				return false
@@ -200,7 +210,7 @@ func (w *walk) hook(h Hook) bool {
 			}
 		}
 	}
-	w.tracked = true
+	w.tracked = !w.untracked
 	return true
 }
 

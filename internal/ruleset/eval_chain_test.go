@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -171,4 +172,31 @@ func TestEvalRangeLookup(t *testing.T) {
 		}
 	}
 	mustEqual(t, "ports found", hits, want)
+}
+
+// A packet of a connection that conntrack has forgotten meets the rules of a new one.
+func TestEvalLatePackets(t *testing.T) {
+	ev := NewEvaluator(fixture())
+	client, vip := "203.0.113.9:40000", "198.51.100.10:84"
+	cut := &Env{Dynamic: func(set, key string) (string, bool) {
+		return "", set == "resets4" && key == keyOf("203.0.113.9", 40000, "198.51.100.10", 84)
+	}}
+	late := packet(client, vip, model.TCP)
+	late.Late = true
+	mustEnd(t, ev.Eval(late, cut), RejectedReset, "", "")
+	mustEnd(t, ev.Eval(late, nil), Accepted, "10.1.3.1:84", "")
+	mustEnd(t, ev.Eval(packet(client, vip, model.TCP), cut), Accepted, "10.1.3.1:84", "")
+
+	// What the box sends the client in the listener's name is not for conntrack, which
+	// would look for a listener at the client's address otherwise.
+	nudge := Packet{Src: addrPortOf(vip), Dst: addrPortOf(client), Proto: model.TCP, Local: true, Late: true}
+	for env, want := range map[*Env]string{cut: "early", nil: "early output"} {
+		var chains []string
+		for _, s := range ev.Eval(nudge, env).Steps {
+			if s.Hook == Output && !slices.Contains(chains, s.Chain) {
+				chains = append(chains, s.Chain)
+			}
+		}
+		mustEqual(t, "chains", strings.Join(chains, " "), want)
+	}
 }

@@ -116,6 +116,10 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 			return x.fail("the packet came in by the loopback device")
 		}
 		return x.hold("the packet did not come in by the loopback device")
+	case NoSYN:
+		return x.noSYN()
+	case Notrack:
+		return x.notrack()
 	case InSet:
 		return x.inSet(s)
 	case VMap:

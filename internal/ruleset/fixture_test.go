@@ -103,6 +103,7 @@ func fixtureSets() []*Set {
 		{Name: "services4", Key: listener4, Verdict: true, Parts: []*Part{
 			part(to(vip, model.TCP, 80, "service/web/ip/tcp")),
 			part(to(vip, model.UDP, 53, "service/dns/ip/udp")),
+			part(to(vip, model.TCP, 84, "service/cut/ip/tcp")),
 			part(to(vip, model.TCP, 81, "service/stk/ip/tcp")),
 			part(to(vip, model.TCP, 82, "service/down/ip/tcp"),
 				to(vip, model.UDP, 82, "service/down/ip/udp"),
@@ -136,6 +137,7 @@ func fixtureSets() []*Set {
 		}},
 		sticky("sticky-addr4/00", IPv4Addr), sticky("sticky-port4/00", Port),
 		counted("connections4"), counted("requests4"),
+		{Name: "resets4", Key: Types{IPv4Addr, Port, IPv4Addr, Port}, Dynamic: true, Timeout: true, Size: 1000},
 		// nft 1.0 takes a GC interval for sets, not for maps.
 		{Name: "replies4", Key: backend4, Dynamic: true, Counter: true, Timeout: true, Size: 65536},
 	}
@@ -157,6 +159,8 @@ func fixtureBases() []*Chain {
 	}
 	arrive := rule("", nil, StatusDNAT{}, Verdict{JumpTo, "new"})
 	return []*Chain{
+		{Name: "early", Base: &Base{"filter", Output, -300}, Rules: []Rule{
+			rule("a nudge", tcp4, NoSYN{}, InSet{Key{IPDaddr, DPort, IPSaddr, SPort}, "resets4"}, Notrack{})}},
 		{Name: "prerouting", Base: &Base{"nat", Prerouting, -100}, Rules: find},
 		{Name: "output", Base: &Base{"nat", Output, -100}, Rules: find},
 		{Name: "input", Base: &Base{"nat", Input, 100}, Rules: []Rule{arrive}},
@@ -190,6 +194,10 @@ func fixtureChains() []*Chain {
 			Update{"sticky-addr4/00", sticky4, IPDaddr, 10 * time.Minute},
 			Update{"sticky-port4/00", sticky4, DPort, 10 * time.Minute})}},
 		&Chain{Name: "service/web/ip/tcp", Rules: []Rule{rule("round-robin", tcp4, pool(webSlot))}},
+		&Chain{Name: "service/cut/ip/tcp", Rules: []Rule{
+			rule("cut off", tcp4, NoSYN{}, InSet{Key{IPSaddr, SPort, IPDaddr, DPort}, "resets4"}, RejectWith{TCPReset: true}),
+			rule("the port is kept", tcp4, DNAT{Family: model.IPv4, To: MapGet{Key{Const(webBase)}, "addr4/00"}}),
+		}},
 		&Chain{Name: "service/web/ip6/tcp", Rules: []Rule{rule("random", []Stmt{IsFamily(model.IPv6), IsProto(model.TCP)},
 			DNAT{Family: model.IPv6, WithPort: true, To: web6Slot})}},
 		&Chain{Name: "service/dns/ip/udp", Rules: []Rule{rule("maglev", udp4, pool(dnsSlot))}},

@@ -238,6 +238,10 @@ func stmtText(s Stmt) string {
 		return "ct status dnat"
 	case NotLoopback:
 		return `meta iif != "lo"`
+	case NoSYN:
+		return "tcp flags & syn == 0"
+	case Notrack:
+		return "notrack"
 	case InSet:
 		return s.Key.String() + " @" + s.Set
 	case VMap:

@@ -2,10 +2,12 @@ package nftfake
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -301,6 +303,35 @@ func (k *Kernel) DeleteElements(ctx context.Context, ref nft.TableRef, set *rule
 	}
 	k.committed(weirPID, "weir", []nft.TableRef{ref})
 	return nil
+}
+
+// AddElements puts elements into a dynamic set, as [nft.Conn.AddElements] does. They stay
+// until they are deleted: the fake has no clock.
+func (k *Kernel) AddElements(ctx context.Context, ref nft.TableRef, set *ruleset.Set, elems []ruleset.Element, timeout time.Duration) (uint32, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	t := find(k.tables, ref)
+	if t == nil || t.set(set.Name) == nil {
+		return 0, &nft.Error{Op: "add", Object: "elements of " + set.Name, Errno: unix.ENOENT}
+	}
+	s := t.set(set.Name)
+	grown := maps.Clone(s.elems)
+	for _, e := range elems {
+		if _, there := grown[idOf(&e)]; !there {
+			grown[idOf(&e)] = nft.Elem{Element: e, Timeout: timeout, Expires: timeout}
+		}
+	}
+	if len(grown) > s.Size {
+		return 0, &nft.Error{Op: "add", Object: "elements of " + set.Name, Errno: unix.ENFILE}
+	}
+	if len(elems) > 0 {
+		s.elems = grown
+		k.committed(weirPID, "weir", []nft.TableRef{ref})
+	}
+	return k.gen, nil
 }
 
 func sortElems(elems []nft.Elem) {

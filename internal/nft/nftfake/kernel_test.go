@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -138,6 +139,21 @@ func TestDynamicElements(t *testing.T) {
 	}
 	if n := count(); n != 3 {
 		t.Errorf("%d packets", n)
+	}
+	before, _ := k.Generation()
+	gen, err := k.AddElements(ctx, ref, set, []ruleset.Element{e.Element, {Key: "\x00\x02\x00\x00"}}, time.Minute)
+	if err != nil || gen != before+1 || count() != 3 {
+		t.Errorf("added: generation %d after %d, %v, %d packets", gen, before, err, count())
+	}
+	many := make([]ruleset.Element, set.Size+1)
+	for i := range many {
+		many[i].Key = string(ruleset.AppendPort(nil, uint16(i)))
+	}
+	if _, err := k.AddElements(ctx, ref, set, many, time.Minute); !errors.Is(err, unix.ENFILE) {
+		t.Errorf("more than it holds: %v", err)
+	}
+	if _, err := k.AddElements(ctx, ref, &ruleset.Set{Name: "nowhere"}, many, time.Minute); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a set that is not there: %v", err)
 	}
 	if err := k.DeleteElements(ctx, ref, set, []ruleset.Element{e.Element}); err != nil || count() != 0 {
 		t.Errorf("deleted: %v, %d packets left", err, count())
