@@ -22,6 +22,7 @@ import (
 	"weir/internal/health"
 	"weir/internal/model"
 	"weir/internal/nft"
+	"weir/internal/nudge"
 )
 
 // runOptions are the flags of `weir run`.
@@ -73,8 +74,13 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	results := engine.NewInbox()
 	checks := health.NewProber(results.Put, health.Options{})
 	defer checks.Close()
+	nudges, err := openNudges(log)
+	if err != nil {
+		return needsRights(err)
+	}
+	defer nudges.Close()
 	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log), Reload: hangUps(ctx), Events: events, Log: log,
-		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows},
+		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
 		Memory: known, Save: save, Journal: engine.NewJournal(),
 		Notify: func(state string) { notify(log, state) }}
 	loop.Start()
@@ -86,6 +92,41 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	notify(log, "stopping")
 	cancel()
 	return needsRights(errors.Join(err, <-stopped))
+}
+
+// nudges is a nudge.Sender and the connection by which it learns who has answered.
+type nudges struct {
+	*nudge.Sender
+	kernel *nft.Conn
+}
+
+func openNudges(log *slog.Logger) (nudges, error) {
+	kernel, err := nft.Open()
+	if err != nil {
+		return nudges{}, err
+	}
+	sender, err := nudge.Open(nudge.Options{
+		Silent: func(ctx context.Context, pairs []nudge.Pair, sent int) ([]nudge.Pair, error) {
+			return engine.Silent(ctx, kernel, pairs, sent)
+		},
+		Done: func(r nudge.Report) {
+			if r.Silent+r.Failed > 0 || r.Err != nil {
+				log.Warn("clients of ended connections may not know it", "clients", r.Clients, "silent", r.Silent,
+					"failed", r.Failed, "error", r.Err)
+				return
+			}
+			log.Info("clients of ended connections are reset", "clients", r.Clients)
+		}})
+	if err != nil {
+		kernel.Close()
+	}
+	return nudges{sender, kernel}, err
+}
+
+// Close ends what openNudges began.
+func (n nudges) Close() {
+	n.Sender.Close()
+	n.kernel.Close()
 }
 
 // loader returns what reads the configuration.

@@ -30,10 +30,11 @@ var may = map[string][]string{
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
 	"internal/conntrack":   {"internal/model"},
 	"internal/vip":         {},
+	"internal/nudge":       {},
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
 
-	"internal/engine": {"internal/conntrack", "internal/health", "internal/model", "internal/nft", "internal/plan", "internal/ruleset",
+	"internal/engine": {"internal/conntrack", "internal/health", "internal/model", "internal/nft", "internal/nudge", "internal/plan", "internal/ruleset",
 		"internal/state", "internal/vip"},
 
 	"internal/api": {"internal/config", "internal/engine", "internal/model", "internal/state"},
@@ -41,7 +42,7 @@ var may = map[string][]string{
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/lab", "internal/model", "internal/nft", "internal/plan", "internal/ruleset", "internal/state",
+		"internal/health", "internal/lab", "internal/model", "internal/nft", "internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
 		"internal/vip"},
 
 	// Nothing of the product: they look at it from outside.

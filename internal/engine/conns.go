@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"net/netip"
 
 	"weir/internal/conntrack"
 	"weir/internal/model"
@@ -11,7 +10,13 @@ import (
 )
 
 // Conntrack is Connections on the kernel's connection table.
-type Conntrack struct{ Conn *conntrack.Conn }
+type Conntrack struct {
+	Conn *conntrack.Conn
+	// Engine has the rules reset the clients of connections that End ends, and Nudges makes
+	// those speak that wait in silence. Without them, clients find out by themselves.
+	Engine *Engine
+	Nudges Nudger
+}
 
 // dumpTries is how often a dump that the kernel interrupted is begun again.
 const dumpTries = 5
@@ -51,8 +56,9 @@ func over(f conntrack.Flow) bool {
 }
 
 // End implements Connections: it deletes what the kernel remembers of them. The next
-// packet of a UDP flow then starts anew and gets another backend; the next packet of a
-// TCP client meets a backend that knows nothing of it, which answers with a reset.
+// packet of a UDP flow then starts anew and gets another backend. TCP clients of a service
+// with `on_down: reset` get a reset; the next packet of another one meets a backend that
+// knows nothing of it, whose business the answer is.
 func (c Conntrack) End(ctx context.Context, cuts []Cut) (int, error) {
 	type end struct {
 		service *model.Service
@@ -70,24 +76,23 @@ func (c Conntrack) End(ctx context.Context, cuts []Cut) (int, error) {
 		}
 	}
 	book := newBook(cfg)
-	n := 0
-	var errs []error
+	cut := &cutter{remove: c.Conn.Delete, nudges: c.Nudges}
+	if c.Engine != nil {
+		cut.refuse = c.Engine.Refuse
+	}
 	err := c.each(ctx, func(f conntrack.Flow) bool {
 		s, b, ok := book.backend(f)
 		if !ok {
 			return true
 		}
-		every, cut := all[end{s, b.ID()}]
-		if cut && (every || f.Proto == model.UDP) {
-			gone, err := c.Conn.Delete(ctx, f)
-			if gone {
-				n++
-			}
-			errs = append(errs, err)
+		every, ends := all[end{s, b.ID()}]
+		if ends && (every || f.Proto == model.UDP) {
+			cut.add(ctx, s, f)
 		}
 		return true
 	})
-	return n, errors.Join(append(errs, err)...)
+	cut.flush(ctx)
+	return cut.ended, errors.Join(append(cut.errs, err)...)
 }
 
 // backend returns the service and the backend that a translated connection belongs to.
@@ -98,8 +103,4 @@ func (b *book) backend(f conntrack.Flow) (*model.Service, model.Backend, bool) {
 	}
 	s := b.cfg.Services[at.service]
 	return s, s.Backends[at.backend], true
-}
-
-func unzoned(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 }

@@ -40,6 +40,9 @@ type Kernel interface {
 	// DeleteElements deletes elements of a map that packets fill. One that has gone
 	// meanwhile is not an error.
 	DeleteElements(ctx context.Context, t nft.TableRef, s *ruleset.Set, elems []ruleset.Element) error
+	// AddElements puts elements into a set that packets could fill, for a time, and
+	// returns the generation after it. One that is there already is not an error.
+	AddElements(ctx context.Context, t nft.TableRef, s *ruleset.Set, elems []ruleset.Element, timeout time.Duration) (uint32, error)
 }
 
 // Addresses holds the services' addresses on devices. Implementation: vip.Keeper.

@@ -11,9 +11,9 @@ import (
 const resetsSize = 1 << 16
 
 // resetsSpec: connections that are cut off, by client and listener. weir puts them there
-// when it ends them; they leave by themselves.
+// when it ends them; they leave by themselves. Packets of either side are counted.
 func resetsSpec(f model.Family) setSpec {
-	return setSpec{Name: "resets" + digit(f), Timeout: true, Size: resetsSize,
+	return setSpec{Name: "resets" + digit(f), Timeout: true, Counter: true, Size: resetsSize,
 		Key: ruleset.Types{ruleset.AddrType(f), ruleset.Port, ruleset.AddrType(f), ruleset.Port}}
 }
 
@@ -52,8 +52,9 @@ type Stream struct{ Client, Listen netip.AddrPort }
 
 // Resets are elements for the set of the connections of one family that are cut off.
 type Resets struct {
-	Set   *ruleset.Set
-	Elems []ruleset.Element
+	Set     *ruleset.Set
+	Elems   []ruleset.Element
+	Streams []Stream // as many, in the same order
 }
 
 // Resets returns what makes the rules answer the packets of streams with a reset. Streams
@@ -68,7 +69,8 @@ func (p *Plan) Resets(streams []Stream) []Resets {
 		r := Resets{Set: g.Set}
 		for _, s := range streams {
 			if model.FamilyOf(s.Client.Addr()) == f {
-				r.Elems = append(r.Elems, ruleset.Element{Key: s.key()})
+				r.Streams = append(r.Streams, s)
+				r.Elems = append(r.Elems, ruleset.Element{Key: s.Key()})
 			}
 		}
 		if len(r.Elems) > 0 {
@@ -78,7 +80,12 @@ func (p *Plan) Resets(streams []Stream) []Resets {
 	return out
 }
 
-func (s Stream) key() string {
+// ResetSet returns the set of the connections of family f that are cut off. Its elements'
+// keys are Stream.Key, and their counters what came from the client and was sent to it.
+func ResetSet(f model.Family) *ruleset.Set { return resetsSpec(f).set() }
+
+// Key returns the element by which the stream is known in its ResetSet.
+func (s Stream) Key() string {
 	b := make([]byte, 0, 40)
 	for _, a := range []netip.AddrPort{s.Client, s.Listen} {
 		b = ruleset.AppendPort(ruleset.AppendAddr(b, a.Addr()), a.Port())
