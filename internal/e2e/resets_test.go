@@ -187,14 +187,14 @@ func (s *site) awaitTold(t *testing.T, n int) {
 // firewall makes a host drop without an answer what belongs to no connection it knows.
 func firewall(t *testing.T, h *lab.Host) {
 	t.Helper()
-	drop(t, h, "ct state invalid", "tcp flags & syn == 0 ct state new")
+	drop(t, h, "input", "ct state invalid", "tcp flags & syn == 0 ct state new")
 }
 
-// drop makes a host drop packets that come in.
-func drop(t *testing.T, h *lab.Host, matches ...string) {
+// drop makes a host drop packets in a hook.
+func drop(t *testing.T, h *lab.Host, hook string, matches ...string) {
 	t.Helper()
 	needTool(t, "nft")
-	_, err := h.Run("nft", "table inet firewall { chain input { type filter hook input priority 0; "+
+	_, err := h.Run("nft", "table inet firewall { chain filter { type filter hook "+hook+" priority 0; "+
 		strings.Join(matches, " drop; ")+" drop; }; }")
 	check(t, err)
 }
@@ -207,6 +207,7 @@ func TestSilentClients(t *testing.T) {
 	s := newSite(t, 1, 2)
 	sick, well := s.Backends[0], s.Backends[1]
 	firewall(t, well) // else it would answer what goes astray
+	drop(t, s.Gateway, "output", "ct state invalid")
 	s.serve("tcp", s.Backends, 7)
 	check7 := "check: {tcp: true, port: 7, every: 100ms, timeout: 90ms, rise: 2, fall: 3}"
 	s.write(services(
@@ -296,7 +297,7 @@ func TestLostNudge(t *testing.T) {
 	s, _ := checkedSite(t, 2)
 	sick := s.Backends[0]
 	s.awaitStates("web", sick, "up")
-	drop(t, s.Clients[0], "tcp sequence 0 tcp flags & fin == fin")
+	drop(t, s.Clients[0], "input", "tcp sequence 0 tcp flags & fin == fin")
 	var all []idle
 	for _, f := range families {
 		all = append(all, s.idles(t, target(f, 1, 7), 4)...)

@@ -110,8 +110,7 @@ func (c *cutter) flush(ctx context.Context) {
 
 // Silent returns those of the connections whose clients have sent nothing since they were
 // refused, though each was sent that many nudges: the kernel counts both. Those of which
-// nothing is known any more are not among them, for a nudge would be taken for a new
-// connection.
+// nothing is known any more are not among them: no rule would answer.
 func Silent(ctx context.Context, k Counters, pairs []nudge.Pair, sent int) ([]nudge.Pair, error) {
 	silent := make(map[string]bool, len(pairs))
 	for _, f := range []model.Family{model.IPv4, model.IPv6} {

@@ -30,7 +30,7 @@ type hook struct {
 // and srcnat (100), at which address translation is done.
 var hooks = []hook{
 	{"nudges", "filter", ruleset.Output, -300,
-		"what weir sends the clients of connections that it cuts off is not for conntrack, which looks at -200", nudges, true},
+		"what weir sends the clients of connections that it cuts off must not meet conntrack, which looks at -200", nudges, true},
 	{"prerouting", "nat", ruleset.Prerouting, -100,
 		"new connections from outside get their backend before the route is looked up", dispatch, false},
 	{"output", "nat", ruleset.Output, -100,

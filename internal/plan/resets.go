@@ -33,7 +33,8 @@ func resetStmts(f model.Family) []ruleset.Stmt {
 }
 
 // nudges keep from conntrack what weir sends the clients of those connections, in the
-// listener's name, to make them speak: the answer would belong to it.
+// listener's name, to make them speak. It would be invalid there, which firewalls like to
+// drop; and a conntrack that took it for a connection would give that the answer.
 func nudges(u usage) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, f := range families {

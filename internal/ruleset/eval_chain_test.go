@@ -187,8 +187,8 @@ func TestEvalLatePackets(t *testing.T) {
 	mustEnd(t, ev.Eval(late, nil), Accepted, "10.1.3.1:84", "")
 	mustEnd(t, ev.Eval(packet(client, vip, model.TCP), cut), Accepted, "10.1.3.1:84", "")
 
-	// What the box sends the client in the listener's name is not for conntrack, which
-	// would look for a listener at the client's address otherwise.
+	// What the box sends the client in the listener's name is not for conntrack, to
+	// which it is invalid.
 	nudge := Packet{Src: addrPortOf(vip), Dst: addrPortOf(client), Proto: model.TCP, Local: true, Late: true}
 	for env, want := range map[*Env]string{cut: "early", nil: "early output"} {
 		var chains []string
