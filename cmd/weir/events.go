@@ -65,5 +65,8 @@ func eventText(ev engine.Event) string {
 	if ev.Message != "" {
 		words = append(words, strings.ReplaceAll(ev.Message, "\n", "\n        "))
 	}
+	if ev.By != nil {
+		words = append(words, fmt.Sprintf("[by %s, pid %d]", ev.By, ev.By.PID))
+	}
 	return strings.Join(words, " ")
 }

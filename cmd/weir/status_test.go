@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"weir/internal/engine"
+	"weir/internal/state"
 )
 
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
@@ -73,6 +74,10 @@ func TestEventText(t *testing.T) {
 			Service: "web", Backend: "10.1.1.1:8080", From: "up", To: "down", Message: "connection refused"},
 		"     8  2026-01-02 12:00:00  operator web 10.1.1.1:8080: drain within 10m0s": {Seq: 8, At: noon, Kind: "operator",
 			Service: "web", Backend: "10.1.1.1:8080", Message: "drain within 10m0s"},
+		"     8  2026-01-02 12:00:00  operator web 10.1.1.1:8080: drain [by alice, pid 42]": {Seq: 8, At: noon, Kind: "operator",
+			Service: "web", Backend: "10.1.1.1:8080", Message: "drain", By: &state.Operator{UID: 1000, User: "alice", PID: 42}},
+		"     8  2026-01-02 12:00:00  reload   configuration taken [by uid 1000, pid 42]": {Seq: 8, At: noon, Kind: "reload",
+			Message: "configuration taken", By: &state.Operator{UID: 1000, PID: 42}},
 		"1000000  2026-01-02 12:00:00  reload   configuration taken": {Seq: 1000000, At: noon, Kind: "reload", Message: "configuration taken"},
 		"     9  2026-01-02 12:00:00  error    two\n        lines":   {Seq: 9, At: noon, Kind: "error", Message: "two\nlines"},
 	} {

@@ -35,10 +35,10 @@ type Controller interface {
 	// Status returns view's services, or the one of that name, with what was counted.
 	Status(ctx context.Context, view engine.View, service string) (engine.Status, error)
 	// Say takes an operator's word of a backend (engine.Loop.Say).
-	Say(ctx context.Context, m engine.Member, change func(state.Word) state.Word, words string) error
+	Say(ctx context.Context, by *state.Operator, m engine.Member, change func(state.Word) state.Word, words string) error
 	// ReloadNow loads the configuration again. The error unwraps to config.Errors when
 	// the file is wrong.
-	ReloadNow(ctx context.Context) error
+	ReloadNow(ctx context.Context, by *state.Operator) error
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }

@@ -34,7 +34,8 @@ type fake struct {
 	say     error         // what Say says
 	stuck   chan struct{} // View waits until it is closed; nil: not at all
 	journal *engine.Journal
-	refuses bool // no word may be taken
+	refuses bool            // no word may be taken
+	by      *state.Operator // who said the last word
 }
 
 func backendAt(text string, weight int) model.Backend {
@@ -92,15 +93,14 @@ func (f *fake) Status(_ context.Context, v engine.View, service string) (engine.
 	return st, nil
 }
 
-func (f *fake) Say(_ context.Context, m engine.Member, change func(state.Word) state.Word, words string) error {
+func (f *fake) Say(_ context.Context, by *state.Operator, m engine.Member, change func(state.Word) state.Word, words string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.say != nil {
 		return f.say
 	}
-	w := change(f.words[m])
-	w.At = epoch
-	f.words[m] = w
+	f.words[m] = change(f.words[m]).After(f.words[m], epoch, nil)
+	f.by = by
 	f.journal.Add(engine.Event{At: epoch, Kind: "operator", Service: m.Service, Backend: m.Backend, Message: words})
 	return nil
 }
@@ -111,7 +111,16 @@ func (f *fake) word(service, backend string) state.Word {
 	return f.words[engine.Member{Service: service, Backend: backend}]
 }
 
-func (f *fake) ReloadNow(context.Context) error { return f.reload }
+// said returns who said the last word, and forgets it.
+func (f *fake) said() *state.Operator {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	by := f.by
+	f.by = nil
+	return by
+}
+
+func (f *fake) ReloadNow(context.Context, *state.Operator) error { return f.reload }
 
 func (f *fake) Since(seq uint64) ([]engine.Event, <-chan struct{}) { return f.journal.Since(seq) }
 

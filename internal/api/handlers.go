@@ -35,7 +35,7 @@ func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {
 	if err := read(r, &struct{}{}); err != nil {
 		return nil, err
 	}
-	if err := s.weir.ReloadNow(ctx); err != nil {
+	if err := s.weir.ReloadNow(ctx, peer(ctx)); err != nil {
 		return nil, err
 	}
 	view, err := s.weir.View(ctx)
@@ -132,7 +132,7 @@ func (s *Server) say(ctx context.Context, r *http.Request, parse func(*http.Requ
 	if bad != nil {
 		return nil, bad
 	}
-	if err := s.weir.Say(ctx, m, said.change, said.words); err != nil {
+	if err := s.weir.Say(ctx, peer(ctx), m, said.change, said.words); err != nil {
 		return nil, err
 	}
 	if view, err = s.weir.View(ctx); err != nil {

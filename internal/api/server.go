@@ -70,7 +70,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{Handler: s, ReadHeaderTimeout: s.timeouts.header, ReadTimeout: s.timeouts.request,
 		WriteTimeout: s.timeouts.request, IdleTimeout: s.timeouts.request, MaxHeaderBytes: 16 << 10,
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-		BaseContext: func(net.Listener) context.Context { return ctx }} // followers hear of the end
+		BaseContext: func(net.Listener) context.Context { return ctx }, // followers hear of the end
+		ConnContext: withPeer}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -135,6 +135,9 @@ func TestWords(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
+		if by := f.said(); by == nil || int(by.UID) != os.Getuid() || int(by.PID) != os.Getpid() {
+			t.Errorf("%s: said by %+v, want uid %d, pid %d", step.name, by, os.Getuid(), os.Getpid())
+		}
 		if w := f.word(web, one); !step.want(w) || b.State != step.is || b.Backend != one || !b.Applied {
 			t.Errorf("%s: word %+v, answer %+v", step.name, w, b)
 		}

@@ -272,6 +272,11 @@ func TestOperator(t *testing.T) {
 		t.Errorf("weight of the file: %+v", st)
 	}
 	s.wantEvents(a, "operator", "weight as in the file")
+	for _, e := range s.events(0) {
+		if e.Kind == "operator" && (e.By == nil || int(e.By.UID) != os.Getuid() || e.By.PID <= 0) {
+			t.Errorf("nobody said %q: %+v", e.Message, e.By)
+		}
+	}
 
 	for _, c := range []struct {
 		args []string

@@ -3,6 +3,8 @@ package engine
 import (
 	"sync"
 	"time"
+
+	"weir/internal/state"
 )
 
 // Event is something that happened. Its JSON form is part of weir's interface.
@@ -15,6 +17,8 @@ type Event struct {
 	From    string    `json:"from,omitempty"` // for "state": the state before
 	To      string    `json:"to,omitempty"`   // for "state": the state now
 	Message string    `json:"message,omitempty"`
+
+	By *state.Operator `json:"by,omitempty"` // who said so; nil: nobody over the socket
 }
 
 // journalSize is how many events are kept.

@@ -134,23 +134,19 @@ func (l *Loop) Do(ctx context.Context, fn func()) error {
 
 // Say takes an operator's word of a backend: change gets what was said before, and
 // returns what holds from now on. It is kept, and applied with the loop's next step.
-func (l *Loop) Say(ctx context.Context, m Member, change func(state.Word) state.Word, words string) error {
+func (l *Loop) Say(ctx context.Context, by *state.Operator, m Member, change func(state.Word) state.Word, words string) error {
 	var err error
 	return firstError(l.Do(ctx, func() {
 		if !l.roster.Knows(m) {
 			err = m.missing()
 			return
 		}
-		w := change(l.roster.Word(m))
-		w.At = l.Now()
-		if w.Admin == state.None && w.Weight == nil {
-			w = state.Word{}
-		}
-		l.roster.Say(m, w)
+		old := l.roster.Word(m)
+		l.roster.Say(m, change(old).After(old, l.Now(), by))
 		l.watch() // a disabled backend is not checked
 		l.unsaved, l.pending = true, true
 		l.retry = nil
-		l.note(Event{Kind: "operator", Service: m.Service, Backend: m.Backend, Message: words})
+		l.note(Event{Kind: "operator", By: by, Service: m.Service, Backend: m.Backend, Message: words})
 		l.save()
 	}), &err)
 }
@@ -163,9 +159,9 @@ func firstError(err error, other *error) error {
 }
 
 // ReloadNow is what SIGHUP does, with the mistakes of the file as its error.
-func (l *Loop) ReloadNow(ctx context.Context) error {
+func (l *Loop) ReloadNow(ctx context.Context, by *state.Operator) error {
 	var err error
-	return firstError(l.Do(ctx, func() { err = l.reload() }), &err)
+	return firstError(l.Do(ctx, func() { err = l.reload(by) }), &err)
 }
 
 // Health is what is known of a backend's health.

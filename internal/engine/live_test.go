@@ -113,7 +113,7 @@ func (l *live) answer(id string, ok bool, n int) {
 
 func (l *live) say(m engine.Member, change func(state.Word) state.Word) {
 	l.t.Helper()
-	if err := l.loop.Say(context.Background(), m, change, "test"); err != nil {
+	if err := l.loop.Say(context.Background(), nil, m, change, "test"); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -173,8 +173,56 @@ func TestOperatorsWords(t *testing.T) {
 	l.say(first, func(w state.Word) state.Word { w.Weight = &five; return w })
 	l.weights(5, 1)
 	missing := engine.Member{Service: "web", Backend: "10.9.9.9:1"}
-	if err := l.loop.Say(context.Background(), missing, func(w state.Word) state.Word { return w }, ""); !errors.Is(err, engine.ErrNoBackend) {
+	if err := l.loop.Say(context.Background(), nil, missing, func(w state.Word) state.Word { return w }, ""); !errors.Is(err, engine.ErrNoBackend) {
 		t.Errorf("a backend that is not there: %v", err)
+	}
+}
+
+// TestSayAgain: a backend that drains goes on as it was when its weight changes or the same
+// is said again: since when, by whom, until when, and the connections that were counted.
+func TestSayAgain(t *testing.T) {
+	l := startLive(t, checked(1, 1), engine.Memory{})
+	l.table.live = map[engine.Member]int{first: 3}
+	alice, bob := &state.Operator{UID: 1, User: "alice", PID: 11}, &state.Operator{UID: 2, User: "bob"}
+	say := func(by *state.Operator, change func(*state.Word)) {
+		t.Helper()
+		err := l.loop.Say(context.Background(), by, first, func(w state.Word) state.Word { change(&w); return w }, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func() (state.Word, state.Backend) {
+		t.Helper()
+		v, err := l.loop.View(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Words[first], v.Backends["web"][0]
+	}
+	until := time.Now().Add(time.Hour)
+	say(alice, func(w *state.Word) { w.Admin, w.Deadline = state.Drain, until })
+	for counted := false; !counted; {
+		l.clock.advance(time.Second)
+		_, b := look()
+		counted = b.Reason == "by operator alice; 3 connections left"
+	}
+	before, was := look()
+	nine := 9
+	say(bob, func(w *state.Word) { w.Weight = &nine })
+	if w, b := look(); !w.At.Equal(before.At) || !w.Deadline.Equal(until) || *w.By != *alice || b.Reason != was.Reason || !b.Since.Equal(was.Since) {
+		t.Errorf("another weight: %+v, %+v; before %+v, %+v", w, b, before, was)
+	}
+	say(bob, func(w *state.Word) { w.Admin = state.Drain })
+	if w, b := look(); !w.At.Equal(before.At) || *w.By != *alice || b.Reason != was.Reason {
+		t.Errorf("said again: %+v, %+v; before %+v, %+v", w, b, before, was)
+	}
+	say(bob, func(w *state.Word) { w.Admin, w.Deadline = state.Disable, time.Time{} })
+	if w, b := look(); !w.At.After(before.At) || *w.By != *bob || b.Reason != "by operator bob" {
+		t.Errorf("another word: %+v, %+v", w, b)
+	}
+	events, _ := l.loop.Journal.Since(0)
+	if e := events[0]; e.Kind != "operator" || e.By == nil || *e.By != *alice {
+		t.Errorf("the first event is %+v", e)
 	}
 }
 
@@ -183,7 +231,7 @@ func TestMemory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
 	seven := 7
 	said := map[engine.Member]state.Word{
-		first: {Admin: state.Disable, At: time.Now().Round(0)},
+		first: {Admin: state.Disable, At: time.Now().Round(0), By: &state.Operator{UID: 7, User: "alice", PID: 8}},
 		{Service: "web", Backend: "10.1.1.2:8080"}: {Weight: &seven, At: time.Now().Round(0)},
 	}
 	down := map[engine.Member]state.Health{
@@ -194,6 +242,9 @@ func TestMemory(t *testing.T) {
 	words, err := engine.LoadMemory(path)
 	if err != nil || len(words.Words) != 2 || len(words.Down) != 1 {
 		t.Fatalf("%+v (%v)", words, err)
+	}
+	if by := words.Words[first].By; by == nil || *by != (state.Operator{UID: 7, User: "alice", PID: 8}) {
+		t.Errorf("said by %+v", by)
 	}
 	l := startLive(t, checked(1, 1, 1, 1), words)
 	l.weights(0, 7, 0, 1)
@@ -210,7 +261,7 @@ func TestReloadKeepsHealth(t *testing.T) {
 	l.answer("web/10.1.1.1:8080", false, 3)
 	l.weights(0, 1)
 	l.file(checked(1, 4), nil)
-	if err := l.loop.ReloadNow(context.Background()); err != nil {
+	if err := l.loop.ReloadNow(context.Background(), nil); err != nil {
 		t.Fatal(err)
 	}
 	l.weights(0, 4)

@@ -114,7 +114,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.Reload:
-			_ = l.reload() // it has said what is wrong
+			_ = l.reload(nil) // it has said what is wrong
 		case call := <-l.calls:
 			call()
 		case <-l.Results.wake():
@@ -178,19 +178,19 @@ func (l *Loop) load() error {
 }
 
 // reload takes the file again. A bad one is refused, and the last good one stays.
-func (l *Loop) reload() error {
+func (l *Loop) reload(by *state.Operator) error {
 	l.notify("reloading")
 	l.announce = true
 	err := l.load()
 	if err != nil {
 		l.Log.Error("configuration not taken; the last good one stays", "error", err)
-		l.note(Event{Kind: "error", Message: "configuration not taken: " + err.Error()})
+		l.note(Event{Kind: "error", By: by, Message: "configuration not taken: " + err.Error()})
 		l.ready()
 		return err
 	}
 	l.retry, l.pause = nil, 0
 	l.Log.Info("configuration taken")
-	l.note(Event{Kind: "reload", Message: "configuration taken"})
+	l.note(Event{Kind: "reload", By: by, Message: "configuration taken"})
 	return nil
 }
 

@@ -118,7 +118,12 @@ func (r *Roster) service(m Member) *model.Service {
 // Say takes an operator's word; the zero Word takes back what was said. It reports
 // whether there is such a backend.
 func (r *Roster) Say(m Member, w state.Word) bool {
-	return r.change(m, func(in *state.Input) { in.Word, in.Connections = w, state.NotCounted })
+	return r.change(m, func(in *state.Input) {
+		if in.Word.Admin != w.Admin {
+			in.Connections = state.NotCounted // nobody looked at them until now
+		}
+		in.Word = w
+	})
 }
 
 // Health takes what the checks found.

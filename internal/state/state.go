@@ -35,13 +35,51 @@ const (
 	Disable Admin = "disable"
 )
 
+// Operator is who said something. Its JSON form is part of weir's interface.
+type Operator struct {
+	UID  uint32 `json:"uid"`
+	User string `json:"user,omitempty"` // the name of UID, where it has one
+	PID  int32  `json:"pid"`            // of the program that said it; 0: of another pid namespace
+}
+
+// String returns the user's name, or "uid 1000".
+func (o Operator) String() string {
+	if o.User != "" {
+		return o.User
+	}
+	return fmt.Sprintf("uid %d", o.UID)
+}
+
 // Word is what an operator said of a backend, until he says otherwise. Its JSON form is
 // what weir keeps across restarts.
 type Word struct {
 	Admin    Admin     `json:"admin,omitempty"`
 	Deadline time.Time `json:"deadline,omitzero"` // of a drain; zero: none
 	Weight   *int      `json:"weight,omitempty"`  // in place of the file's, 0 to model.MaxWeight
-	At       time.Time `json:"at"`
+	At       time.Time `json:"at"`                // of Admin, if it says anything, else of Weight
+	By       *Operator `json:"by,omitempty"`      // who said what At is of; nil: not known
+}
+
+// After returns what holds once w is said at that time, by that operator, where old held:
+// a backend that drains goes on draining since it began, whatever else is said of it.
+func (w Word) After(old Word, now time.Time, by *Operator) Word {
+	switch {
+	case w.Admin == None && w.Weight == nil:
+		return Word{}
+	case w.Admin != None && w.Admin == old.Admin:
+		w.At, w.By = old.At, old.By
+	default:
+		w.At, w.By = now, by
+	}
+	return w
+}
+
+// operator says whose word it is.
+func (w Word) operator() string {
+	if w.By == nil {
+		return "by operator"
+	}
+	return "by operator " + w.By.String()
 }
 
 // Health is what the checks found. The zero value is a backend of which nothing is known
@@ -96,7 +134,7 @@ func Decide(s *model.Service, inputs []Input, now time.Time) (out []Backend, nex
 func one(s *model.Service, b model.Backend, in Input, now time.Time) (Backend, time.Time) {
 	switch in.Word.Admin {
 	case Disable:
-		return Backend{State: Disabled, Reason: "by operator", Since: in.Word.At}, time.Time{}
+		return Backend{State: Disabled, Reason: in.Word.operator(), Since: in.Word.At}, time.Time{}
 	case Drain:
 		return drain(in, now)
 	}
@@ -123,9 +161,9 @@ func one(s *model.Service, b model.Backend, in Input, now time.Time) (Backend, t
 
 func drain(in Input, now time.Time) (Backend, time.Time) {
 	deadline := in.Word.Deadline
-	out := Backend{State: Draining, Since: in.Word.At, Reason: "by operator"}
+	out := Backend{State: Draining, Since: in.Word.At, Reason: in.Word.operator()}
 	if in.Connections > 0 {
-		out.Reason = fmt.Sprintf("by operator; %d connections left", in.Connections)
+		out.Reason = fmt.Sprintf("%s; %d connections left", in.Word.operator(), in.Connections)
 	}
 	switch {
 	case in.Connections == 0:
