@@ -49,6 +49,9 @@ func (e *env) explainCmd() *cobra.Command {
 // explainReport is the JSON of `weir explain`.
 type explainReport struct {
 	plan.Explanation
+	// Running says that the weights are those that the running weir gives, by its checks
+	// and by what operators said; else they are the file's.
+	Running bool `json:"running"`
 	// Live says that the kernel was looked at; Drift, that what it holds differs from the
 	// file (then the steps are those of the file).
 	Live  bool `json:"live"`
@@ -63,6 +66,7 @@ func (e *env) explain(ctx context.Context, t flow.Tuple, live, local bool) error
 	}
 	packet := ruleset.Packet{Src: t.Src, Dst: t.Dst, Proto: model.Proto(t.Proto), Local: local}
 	rep := explainReport{Live: live}
+	cfg, rep.Running = e.effective(ctx, cfg)
 	var env ruleset.Env
 	p := plan.Build(cfg, nil)
 	if live {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weir/internal/api"
+	"weir/internal/engine"
 	"weir/internal/model"
 )
 
@@ -33,6 +34,23 @@ func ask(fn func(*api.Client) error) error {
 		return usageError{err}
 	}
 	return err
+}
+
+// effective returns cfg with the weights that the weir which runs in this network namespace
+// would give its backends, and whether there is one.
+func (e *env) effective(ctx context.Context, cfg *model.Config) (*model.Config, bool) {
+	path, err := namespaceFile("sock")
+	if err != nil {
+		return cfg, false
+	}
+	known, err := api.NewClient(path).Backends(ctx)
+	if err == nil {
+		return engine.Effective(cfg, known.Backends, time.Now()), true
+	}
+	if !errors.Is(err, api.ErrNotRunning) {
+		fmt.Fprintf(e.stderr, "weir: warning: the weights are those of the file; the running weir cannot be asked: %v\n", err)
+	}
+	return cfg, false
 }
 
 const backendHelp = `

@@ -18,7 +18,10 @@ import (
 // planReport is the JSON of `weir plan`.
 type planReport struct {
 	// Live says that the plan was compared with what the kernel holds.
-	Live    bool         `json:"live"`
+	Live bool `json:"live"`
+	// Running says that the weights are those that the running weir gives, by its checks
+	// and by what operators said; else they are the file's.
+	Running bool         `json:"running"`
 	Changes bool         `json:"changes"`
 	Summary string       `json:"summary"`
 	Moves   []moveReport `json:"moves"`
@@ -52,7 +55,8 @@ func (e *env) planCmd() *cobra.Command {
 		Short: "Show what apply would do, and do nothing",
 		Long: `Show what apply would do, as nft syntax. Where weir's rules are in the kernel already it
 is the difference, with what it would move; otherwise, or with --full, the whole ruleset,
-which ` + "`nft -f`" + ` takes as it is.`,
+which ` + "`nft -f`" + ` takes as it is. Beside a running weir it is what that one would do: a backend
+that is down or drained stays out.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.plan(c.Context(), full) },
 	}
 	c.Flags().BoolVar(&full, "full", false, "print the whole ruleset from the file alone")
@@ -66,6 +70,9 @@ func (e *env) plan(ctx context.Context, full bool) error {
 		return err
 	}
 	rep := planReport{Moves: []moveReport{}}
+	if !full {
+		cfg, rep.Running = e.effective(ctx, cfg)
+	}
 	p, delta, err := e.compare(ctx, cfg, full)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@
 //	GET  /v1/version
 //	GET  /v1/status[?service=NAME]
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line
+//	GET  /v1/backends                                  what weights follow from, beyond the file
 //	POST /v1/reload
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
@@ -64,6 +65,12 @@ type Backend struct {
 	// Applied says that the kernel does so. If it is false, weir tries again, and the
 	// events say what is in the way.
 	Applied bool `json:"applied"`
+}
+
+// Backends is what weir knows of backends beyond the configuration, and what the weights
+// follow from that it gives them.
+type Backends struct {
+	Backends []engine.Known `json:"backends"`
 }
 
 // Reloaded is what a reload brought.

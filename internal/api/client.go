@@ -55,6 +55,11 @@ func (c *Client) Status(ctx context.Context, service string) (engine.Status, err
 	return ask[engine.Status](ctx, c, "GET", path, nil)
 }
 
+// Backends asks for what the weights of backends follow from, beyond the configuration.
+func (c *Client) Backends(ctx context.Context) (Backends, error) {
+	return ask[Backends](ctx, c, "GET", "/v1/backends", nil)
+}
+
 // Reload has weir load its configuration again. Mistakes in it are in Error.Errors.
 func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
 	return ask[Reloaded](ctx, c, "POST", "/v1/reload", nil)

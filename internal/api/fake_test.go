@@ -29,6 +29,7 @@ type fake struct {
 	mu      sync.Mutex
 	cfg     *model.Config
 	words   map[engine.Member]state.Word
+	health  map[engine.Member]state.Health
 	applied bool
 	reload  error         // what ReloadNow says
 	say     error         // what Say says
@@ -67,7 +68,7 @@ func (f *fake) View(ctx context.Context) (engine.View, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	v := engine.View{Config: f.cfg, Backends: map[string][]state.Backend{}, Words: map[engine.Member]state.Word{},
-		Checks: map[engine.Member]engine.Health{}, Applied: f.applied}
+		Checks: map[engine.Member]engine.Health{}, Health: f.health, Applied: f.applied}
 	for m, w := range f.words {
 		v.Words[m] = w
 	}

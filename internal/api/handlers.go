@@ -31,6 +31,17 @@ func (s *Server) status(ctx context.Context, r *http.Request) (any, error) {
 	return s.weir.Status(ctx, view, q["service"])
 }
 
+func (s *Server) backends(ctx context.Context, r *http.Request) (any, error) {
+	if _, err := query(r); err != nil {
+		return nil, err
+	}
+	view, err := s.weir.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return Backends{view.Known()}, nil
+}
+
 func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {
 	if err := read(r, &struct{}{}); err != nil {
 		return nil, err

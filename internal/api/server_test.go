@@ -66,6 +66,8 @@ func TestGolden(t *testing.T) {
 			}
 			f := newFake()
 			switch filepath.Base(file) {
+			case "good.txtar":
+				f.health = map[engine.Member]state.Health{{Service: "dns", Backend: "10.1.2.1:53-54"}: {Down: true, Reason: "refused", Since: epoch, CameUp: true}}
 			case "reload-refused.txtar":
 				f.reload = config.Errors{{File: "weir.yaml", Line: 3, Column: 5, Path: "services[0].name", Msg: "is missing"},
 					{File: "weir.yaml", Line: 7, Column: 1, Msg: "unknown key \"x\""}}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"weir/internal/lab"
@@ -17,6 +18,8 @@ type explained struct {
 	plan.Explanation
 	Live  bool `json:"live"`
 	Drift bool `json:"drift"`
+
+	Running bool `json:"running"`
 }
 
 // explain asks weir about a packet.
@@ -135,6 +138,63 @@ func TestExplainFromTheFile(t *testing.T) {
 			t.Errorf("nobody listens: %+v", x)
 		}
 	})
+}
+
+// TestPlanBesideARunningWeir: plan and explain know who is down and what operators said, so
+// that the plan is what the running weir then does.
+func TestPlanBesideARunningWeir(t *testing.T) {
+	t.Parallel()
+	s, servers := checkedSite(t, 4)
+	drained, sick, heavy := s.Backends[0], s.Backends[1], s.Backends[2]
+	check(t, servers[1].Close())
+	s.awaitStates("web", sick, "down")
+	s.each("drain", "web", drained)
+	s.each("weight", "web", heavy, "3")
+	type planned struct {
+		Changes, Running, Live bool
+		Summary                string
+	}
+	var p planned
+	if s.mustJSON(&p, "plan"); p.Changes || !p.Running || !p.Live {
+		t.Errorf("beside a running weir, with nothing to change: %+v", p)
+	}
+	asks := func(f model.Family) []plan.Candidate {
+		x := s.explain(netip.AddrPortFrom(addrOf(s.Clients[0], f), s.port()), target(f, 1, 7), "tcp")
+		if !x.Running {
+			t.Errorf("explain does not know of the running weir: %+v", x)
+		}
+		return x.Candidates
+	}
+	eachFamily(t, func(t *testing.T, f model.Family) {
+		want := []plan.Candidate{{Address: addrOf(heavy, f).String(), Share: 0.75}, {Address: addrOf(s.Backends[3], f).String(), Share: 0.25}}
+		if got := asks(f); !slices.Equal(got, want) {
+			t.Errorf("candidates %+v, want %+v", got, want)
+		}
+	})
+	s.among(t, "as explained", 4, heavy, s.Backends[3])
+	// One comes, one goes, and the weights of all the others stay as they are.
+	s.write(services(service("web", listenOn(1, "7/tcp", "7/udp"), backendList(on("", s.Backends[:3]...)...),
+		"check: {tcp: true, port: 7, every: 100ms, timeout: 90ms, rise: 2, fall: 3}", "on_down: reset")))
+	if s.mustJSON(&p, "plan"); !p.Changes || !p.Running {
+		t.Errorf("with another file: %+v", p)
+	}
+	gen, logged := s.generation(), len(s.log.String())
+	s.must("reload")
+	if now := s.generation(); now != gen+1 {
+		t.Errorf("the reload took %d commits", now-gen)
+	}
+	if did := s.log.String()[logged:]; !strings.Contains(did, `change="`+p.Summary+`"`) {
+		t.Errorf("planned %q, done:\n%s", p.Summary, did)
+	}
+	s.among(t, "as planned", 4, heavy)
+	if s.mustJSON(&p, "plan"); p.Changes {
+		t.Errorf("after the reload: %+v", p)
+	}
+	s.stop()
+	// Without a weir the file alone is known.
+	if s.mustJSON(&p, "plan"); !p.Changes || p.Running {
+		t.Errorf("without a weir: %+v", p)
+	}
 }
 
 // TestExplainLive asks about connections that are open and clients that are remembered.

@@ -55,8 +55,8 @@ func (l *Loop) watch() {
 	for _, s := range l.file.Services {
 		for i, m := range l.roster.Members(s) {
 			b := s.Backends[i]
-			c := s.CheckOf(b)
-			if c == nil || l.roster.Admin(m) == state.Disable {
+			c := watched(l.roster, s, m, b)
+			if c == nil {
 				l.roster.Health(m, state.Health{})
 				continue
 			}

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -225,6 +226,70 @@ func TestSayAgain(t *testing.T) {
 		t.Errorf("the first event is %+v", e)
 	}
 }
+
+// TestEffective: who plans with what a running weir knows plans what that one does when it
+// loads the file.
+func TestEffective(t *testing.T) {
+	member := func(n int) engine.Member {
+		return engine.Member{Service: "web", Backend: fmt.Sprintf("10.1.1.%d:8080", n)}
+	}
+	l := startLive(t, checked(1, 1, 1, 1, 1, 1), engine.Memory{})
+	four := 4
+	l.say(member(1), func(w state.Word) state.Word { w.Admin = state.Drain; return w })
+	l.say(member(2), func(w state.Word) state.Word { w.Weight = &four; return w })
+	l.answer(targetOf(member(3)), false, 3)
+	l.answer(targetOf(member(4)), false, 3)
+	l.weights(0, 4, 0, 0, 1, 1)
+	l.say(member(4), func(w state.Word) state.Word { w.Admin = state.Disable; return w })
+	l.answer(targetOf(member(5)), false, 3)
+	l.answer(targetOf(member(5)), true, 2)
+	l.weights(0, 4, 0, 0, 1, 1)
+
+	backup := checked(1, 1, 1, 1, 1, 1, 1, 1)
+	backup.Services[0].MinHealthy = 0.9
+	backup.Services[0].Backends[7].Backup = true
+	open := checked(2, 2, 2)
+	open.Services[0].WhenAllDown, open.Services[0].MinHealthy = model.FailOpen, 1
+	unasked := checked(1, 2, 3, 4)
+	unasked.Services[0].Check = nil
+	for name, c := range map[string]struct {
+		next *model.Config
+		want []int // as they follow from the file and what is known
+	}{
+		"other weights":       {checked(5, 5, 5, 5, 6, 7), []int{0, 4, 0, 0, 6, 7}},
+		"fewer":               {checked(1, 1), []int{0, 4}},
+		"backups":             {backup, []int{0, 4, 0, 0, 1, 1, 1, 1}},
+		"fail-open":           {open, []int{0, 4, 2}},
+		"nobody is asked now": {unasked, []int{0, 4, 3, 0}},
+	} {
+		v, err := l.loop.View(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := engine.Effective(c.next, v.Known(), time.Now())
+		for i, b := range next.Services[0].Backends {
+			if next.Services[0] != c.next.Services[0] && b.Weight != c.want[i]*state.Scale {
+				t.Errorf("%s: backend %d gets %d, want %d of %d", name, i, b.Weight, c.want[i], state.Scale)
+			}
+		}
+		l.file(c.next, nil)
+		if err := l.loop.ReloadNow(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.loop.View(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, l.k, next)
+		l.file(checked(1, 1, 1, 1, 1, 1), nil)
+		if err := l.loop.ReloadNow(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+		l.answer(targetOf(member(3)), false, 3)
+		l.weights(0, 4, 0, 0, 1, 1)
+	}
+}
+
+func targetOf(m engine.Member) string { return m.Service + "/" + m.Backend }
 
 // TestMemory: what operators said, and who was down, holds after a restart, before any check.
 func TestMemory(t *testing.T) {

@@ -204,6 +204,17 @@ func (r *Roster) Down() map[Member]state.Health {
 	return down
 }
 
+// Found returns what the checks found, of those backends of which they found anything.
+func (r *Roster) Found() map[Member]state.Health {
+	found := map[Member]state.Health{}
+	for m, in := range r.inputs {
+		if in.Health != (state.Health{}) {
+			found[m] = in.Health
+		}
+	}
+	return found
+}
+
 // Draining returns the backends that finish their connections.
 func (r *Roster) Draining() []Member {
 	var out []Member

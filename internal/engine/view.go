@@ -17,6 +17,7 @@ type View struct {
 	Backends map[string][]state.Backend // by service, in the order of the configuration
 	Words    map[Member]state.Word      // what operators said
 	Checks   map[Member]Health          // of the backends that are asked
+	Health   map[Member]state.Health    // what follows from the checks, where anything does
 	Applied  bool                       // the kernel does all that; else it is tried again
 
 	counted []plan.Counted
@@ -28,6 +29,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 	v := View{Backends: map[string][]state.Backend{}, Checks: map[Member]Health{}}
 	err := l.Do(ctx, func() {
 		v.Config, v.Words, v.Applied = l.file, l.roster.Words(), !l.pending
+		v.Health = l.roster.Found()
 		for _, s := range l.file.Services {
 			v.Backends[s.Name] = slices.Clone(l.roster.Backends(s))
 		}
