@@ -2,98 +2,128 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
-	"strings"
+	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"weir/internal/api"
 	"weir/internal/config"
 	"weir/internal/engine"
+	"weir/internal/keep"
 )
 
-// applyReport is the JSON of `weir apply`.
-type applyReport struct {
-	Changed  bool     `json:"changed"`
-	Summary  string   `json:"summary"`
-	ReadMS   float64  `json:"read_ms"`
-	PlanMS   float64  `json:"plan_ms"`
-	CommitMS float64  `json:"commit_ms"`
-	Added    []string `json:"addresses_added"`
-	Removed  []string `json:"addresses_removed"`
-	Warnings []string `json:"warnings"`
-}
-
 func (e *env) applyCmd() *cobra.Command {
-	return &cobra.Command{
+	var within time.Duration
+	c := &cobra.Command{
 		Use:   "apply",
 		Short: "Make the kernel do what the configuration says, once, and exit",
-		RunE:  func(c *cobra.Command, _ []string) error { return e.apply(c.Context()) },
+		Long: `Make the kernel do what the configuration says, once, and exit. Where weir run is at work
+it is that one which takes its file, as on weir reload.
+
+With --confirm the change goes back by itself to the last confirmed configuration, unless
+weir confirm is said within that time: also when this session is cut, and when a weir is
+killed meanwhile. Until then only another apply --confirm is taken.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("confirm") && (within < keep.MinWithin || within > keep.MaxWithin) {
+				return usageError{fmt.Errorf("--confirm %s is not allowed; want a time from 1s to 24h, such as 60s or 5m", within)}
+			}
+			return e.apply(c.Context(), within)
+		},
 	}
+	c.Flags().DurationVar(&within, "confirm", 0, "go back after that `TIME` unless weir confirm is said")
+	e.stateFlag(c)
+	return c
 }
 
-func (e *env) apply(ctx context.Context) error {
+func (e *env) apply(ctx context.Context, within time.Duration) error {
 	defer e.progress("applying " + e.config)()
-	cfg, err := config.Load(e.config)
+	file, err := filepath.Abs(e.config)
 	if err != nil {
 		return err
 	}
-	k, err := openKernel(true)
-	if err != nil {
-		return err
-	}
-	defer k.close()
-	rep, err := k.Apply(ctx, cfg)
-	if err != nil {
-		return needsRights(err)
-	}
-	out := newApplyReport(rep)
-	out.Warnings = append(out.Warnings, forwarding(cfg)...)
-	return e.print(out, func() error {
-		for _, w := range out.Warnings {
-			fmt.Fprintln(e.stderr, "weir: warning:", w)
-		}
-		if !out.Changed {
-			_, err := fmt.Fprintln(e.stdout, "nothing to change")
-			return err
-		}
-		_, err := fmt.Fprintf(e.stdout, "applied: %s\n", out.Summary)
+	var out api.Applied
+	err = ask(func(w *api.Client) (err error) {
+		out, err = w.Apply(ctx, file, within)
 		return err
 	})
+	if errors.Is(err, api.ErrNotRunning) {
+		out, err = e.applyAlone(ctx, within)
+	}
+	if err != nil {
+		return conflict(err)
+	}
+	return e.print(out, func() error { return e.printApplied(out) })
 }
 
-func newApplyReport(rep engine.Report) applyReport {
-	out := applyReport{Summary: rep.Delta.Summary(), Added: []string{}, Removed: []string{}, Warnings: []string{},
-		ReadMS:   rep.Read.Seconds() * 1000,
-		PlanMS:   rep.Plan.Seconds() * 1000,
-		CommitMS: rep.Commit.Seconds() * 1000,
+func (e *env) printApplied(out api.Applied) error {
+	for _, w := range out.Warnings {
+		fmt.Fprintln(e.stderr, "weir: warning:", w)
 	}
-	var words []string
-	if !rep.Delta.Empty() {
-		words = append(words, out.Summary)
+	words := "nothing to change"
+	switch {
+	case !out.Applied:
+		words = "taken"
+		e.pending(false)
+	case out.Changed:
+		words = "applied: " + out.Summary
 	}
-	for _, w := range rep.Addresses.Added {
-		out.Added = append(out.Added, w.Addr.String()+" on "+w.Dev)
+	if _, err := fmt.Fprintln(e.stdout, words); err != nil {
+		return err
 	}
-	for _, h := range rep.Addresses.Removed {
-		out.Removed = append(out.Removed, h.Prefix.Addr().String()+" on "+h.Dev)
+	if out.Waiting == nil {
+		return nil
 	}
-	if len(out.Added) > 0 {
-		words = append(words, "addresses added: "+strings.Join(out.Added, ", "))
+	_, err := fmt.Fprintf(e.stdout, "goes back at %s unless it is confirmed: weir confirm\n", out.Waiting.Deadline.Local().Format(time.DateTime))
+	return err
+}
+
+// applyAlone is apply where no weir runs.
+func (e *env) applyAlone(ctx context.Context, within time.Duration) (api.Applied, error) {
+	var out api.Applied
+	f, bad := e.readConfig()
+	if bad != nil && !e.overdue() {
+		return out, bad
 	}
-	if len(out.Removed) > 0 {
-		words = append(words, "addresses removed: "+strings.Join(out.Removed, ", "))
+	b, err := e.openBook("")
+	if err != nil {
+		return out, errors.Join(bad, err)
 	}
-	for _, h := range rep.Addresses.Foreign {
-		out.Warnings = append(out.Warnings, fmt.Sprintf("%s is on %s already, put there by somebody else: it stays as it is, also when weir goes",
-			h.Prefix.Addr(), h.Dev))
+	defer b.close()
+	if err := errors.Join(b.due(ctx), bad); err != nil {
+		for _, w := range b.warnings {
+			fmt.Fprintln(e.stderr, "weir: warning:", w)
+		}
+		return out, err
 	}
-	for _, d := range slices.Compact(rep.Addresses.Down) {
-		out.Warnings = append(out.Warnings, fmt.Sprintf("device %s is down", d))
+	if p := b.rec.Pending; p != nil && within == 0 {
+		// If the guard was killed, there is one again.
+		return out, errors.Join(engine.WaitingError(p, keep.Now()), startGuard(e.state, p.ID, false))
 	}
-	out.Changed = len(words) > 0
-	out.Summary = strings.Join(words, "; ")
-	return out
+	var rep engine.Report
+	if within == 0 {
+		rep, err = b.apply(ctx, f)
+	} else {
+		rep, err = b.propose(ctx, f, within)
+	}
+	if err != nil {
+		return out, err
+	}
+	out = api.Applied{Outcome: rep.Outcome(), Applied: true, Waiting: engine.NewWaiting(b.rec.Pending, keep.Now())}
+	out.Warnings = append(out.Warnings, append(b.warnings, forwarding(f.Config)...)...)
+	return out, nil
+}
+
+// readConfig reads the configuration.
+func (e *env) readConfig() (engine.File, error) {
+	cfg, text, err := config.Read(e.config)
+	if err != nil {
+		return engine.File{}, err
+	}
+	path, err := filepath.Abs(e.config)
+	return engine.File{Path: path, Text: text, Config: cfg}, err
 }
 
 // clearReport is the JSON of `weir clear`.
@@ -102,7 +132,7 @@ type clearReport struct {
 }
 
 func (e *env) clearCmd() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "clear",
 		Short: "Remove everything that is weir's from the kernel, and nothing else",
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -116,6 +146,9 @@ func (e *env) clearCmd() *cobra.Command {
 			if err != nil {
 				return needsRights(err)
 			}
+			if err := e.forget(); err != nil {
+				fmt.Fprintln(e.stderr, "weir: warning: what weir remembers of the configuration stays:", err)
+			}
 			return e.print(clearReport{removed}, func() error {
 				words := "there was nothing of weir's"
 				if removed {
@@ -126,4 +159,6 @@ func (e *env) clearCmd() *cobra.Command {
 			})
 		},
 	}
+	e.stateFlag(c)
+	return c
 }

@@ -23,10 +23,13 @@ type kernel struct {
 
 // openKernel opens the kernel of the network namespace that weir runs in. With change
 // set it is for a command that changes things, of which there may be one at a time.
-func openKernel(change bool) (*kernel, error) {
+func openKernel(change bool) (*kernel, error) { return openKernelAs(change, "") }
+
+// openKernelAs is openKernel by a guard.
+func openKernelAs(change bool, who string) (*kernel, error) {
 	k := &kernel{}
 	if change {
-		lock, err := lockNamespace()
+		lock, err := lockNamespace(who)
 		if err != nil {
 			return nil, err
 		}

@@ -29,6 +29,7 @@ type env struct {
 	stdout, stderr io.Writer
 	config         string // path of the configuration
 	output         string // "text" or "json"
+	state          string // path of the file that keeps what operators say
 }
 
 // usageError is a mistake on the command line.
@@ -98,9 +99,9 @@ configuration or the command line is wrong, and nothing was changed.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&e.config, "config", "/etc/weir/weir.yaml", "configuration `FILE`")
 	flags.StringVarP(&e.output, "output", "o", "text", "form of reports: text or json")
-	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.runCmd(), e.clearCmd(),
+	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.confirmCmd(), e.runCmd(), e.clearCmd(),
 		e.statusCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
-		e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd())
+		e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd(), e.guardCmd())
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = noArgs

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 
 	"weir/internal/engine"
+	"weir/internal/keep"
 )
 
 // stateFile is where operators' words and who is down are kept when nobody says otherwise: the directory
@@ -35,4 +37,18 @@ func openMemory(path string, log *slog.Logger) (known engine.Memory, save func(e
 		}
 	}
 	return known, func(m engine.Memory) error { return engine.SaveMemory(path, m) }
+}
+
+// openKept returns what keeps configurations; nil where nothing can be kept.
+func openKept(state string, log *slog.Logger) *keep.Store {
+	store := keep.Beside(state)
+	if err := os.MkdirAll(store.Dir(), 0o700); err != nil {
+		log.Warn("weir apply --confirm is not possible: no directory for it", "error", err)
+		return nil
+	}
+	if _, err := store.Read(); err != nil {
+		aside, failed := store.Aside()
+		log.Error("what configuration was confirmed last is not known", "error", errors.Join(err, failed), "kept", aside)
+	}
+	return store
 }

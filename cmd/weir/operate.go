@@ -177,7 +177,7 @@ One with mistakes is refused with all of them (exit code 2), and the last good o
 
 func (e *env) reload(ctx context.Context) error {
 	defer e.progress("waiting for weir")()
-	return ask(func(w *api.Client) error {
+	return conflict(ask(func(w *api.Client) error {
 		r, err := w.Reload(ctx)
 		if err != nil {
 			return err
@@ -187,5 +187,5 @@ func (e *env) reload(ctx context.Context) error {
 			e.pending(r.Applied)
 			return err
 		})
-	})
+	}))
 }

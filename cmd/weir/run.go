@@ -5,30 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"weir/internal/api"
-	"weir/internal/config"
 	"weir/internal/conntrack"
 	"weir/internal/engine"
 	"weir/internal/health"
-	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/nudge"
+	"weir/internal/state"
 )
 
 // runOptions are the flags of `weir run`.
 type runOptions struct {
 	group string // who may speak to weir, besides its own user
-	state string // the file that keeps operators' words
 }
 
 func (e *env) runCmd() *cobra.Command {
@@ -44,7 +45,7 @@ When it stops, or is killed, the kernel goes on with the rules as they are.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.serve(c.Context(), o) },
 	}
 	c.Flags().StringVar(&o.group, "group", "", "`GROUP` that may use weir's socket too; else only its own user and root")
-	c.Flags().StringVar(&o.state, "state", stateFile(), "`FILE` that keeps what operators say across restarts")
+	e.stateFlag(c)
 	return c
 }
 
@@ -70,7 +71,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer flows.Close()
-	known, save := openMemory(o.state, log)
+	known, save := openMemory(e.state, log)
 	results := engine.NewInbox()
 	checks := health.NewProber(results.Put, health.Options{})
 	defer checks.Close()
@@ -81,8 +82,11 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	defer nudges.Close()
 	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log), Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
-		Memory: known, Save: save, Journal: engine.NewJournal(),
+		Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
 		Notify: func(state string) { notify(log, state) }}
+	if kept := openKept(e.state, log); kept != nil {
+		loop.Kept = kept
+	}
 	loop.Start()
 	stopped, err := e.listen(ctx, loop, group, log)
 	if err != nil {
@@ -130,15 +134,15 @@ func (n nudges) Close() {
 }
 
 // loader returns what reads the configuration.
-func (e *env) loader(log *slog.Logger) func() (*model.Config, error) {
-	return func() (*model.Config, error) {
-		cfg, err := config.Load(e.config)
+func (e *env) loader(log *slog.Logger) func() (engine.File, error) {
+	return func() (engine.File, error) {
+		f, err := e.readConfig()
 		if err == nil {
-			for _, w := range forwarding(cfg) {
+			for _, w := range forwarding(f.Config) {
 				log.Warn(w)
 			}
 		}
-		return cfg, err
+		return f, err
 	}
 }
 
@@ -202,7 +206,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slo
 		flows.Close()
 		return nil, err
 	}
-	server := api.New(&control{loop, counters, engine.Conntrack{Conn: flows}, log}, version, log)
+	server := api.New(&control{loop, counters, engine.Conntrack{Conn: flows}, log, e}, version, log)
 	done := make(chan error, 1)
 	go func() {
 		err := server.Serve(ctx, l)
@@ -220,6 +224,44 @@ type control struct {
 	counters engine.Counters
 	flows    engine.Connections
 	log      *slog.Logger
+	env      *env
+}
+
+// Apply implements api.Controller.
+func (c *control) Apply(ctx context.Context, by *state.Operator, file string, within time.Duration) ([]string, error) {
+	if own, err := filepath.Abs(c.env.config); err != nil || file != "" && !sameFile(own, file) {
+		return nil, &api.Error{Code: http.StatusConflict,
+			Message: fmt.Sprintf("the weir that runs here has the file %s, not %q: it takes no other", own, file)}
+	}
+	if err := c.Loop.Apply(ctx, by, within); err != nil {
+		return nil, err
+	}
+	view, err := c.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	warnings := forwarding(view.Config)
+	if view.Pending == "" || within == 0 {
+		return warnings, nil
+	}
+	if err := startGuard(c.env.state, view.Pending, true); err != nil {
+		warnings = append(warnings, fmt.Sprintf("if weir is killed before that and not started again, nobody goes back: %v", err))
+		c.log.Warn("no guard for the change that waits", "error", err)
+	}
+	return warnings, nil
+}
+
+// sameFile reports whether two absolute paths are of one file.
+func sameFile(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	two, err := os.Stat(b)
+	return err == nil && os.SameFile(one, two)
 }
 
 // Status implements api.Controller.

@@ -13,7 +13,9 @@ import (
 	"weir/internal/api"
 	"weir/internal/config"
 	"weir/internal/engine"
+	"weir/internal/keep"
 	"weir/internal/plan"
+	"weir/internal/state"
 )
 
 func (e *env) statusCmd() *cobra.Command {
@@ -66,6 +68,9 @@ func (e *env) counters(ctx context.Context, service string) (engine.Status, erro
 	if err != nil {
 		return st, needsRights(err)
 	}
+	if rec, err := keep.Beside(e.state).Read(); err == nil && !rec.Place.Elsewhere(keep.Here()) {
+		st.Waiting, st.Rejected = engine.NewWaiting(rec.Pending, keep.Now()), engine.NewRejected(rec.Rejected)
+	}
 	if service != "" {
 		return st, pick(&st, service)
 	}
@@ -91,6 +96,7 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 	if !st.Loaded {
 		fmt.Fprintln(e.stdout, "weir's rules are not in the kernel (weir apply, weir run)")
 	}
+	e.printWaiting(st, now)
 	var rows [][]string
 	var notes []string // one for each row
 	row := func(service, backend, state, weight, share, active string, t engine.Traffic, note string) {
@@ -121,6 +127,28 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 		row(s.Name, "total", "-", "-", "-", open, s.Total, "")
 	}
 	return e.table("SERVICE BACKEND STATE WEIGHT SHARE NEW ACTIVE PACKETS-IN BYTES-IN PACKETS-OUT BYTES-OUT", rows, notes)
+}
+
+// printWaiting tells of changes that are not confirmed.
+func (e *env) printWaiting(st engine.Status, now time.Time) {
+	who := func(file string, at time.Time, by *state.Operator) string {
+		words := fmt.Sprintf("%s, taken %s ago", file, age(now, at))
+		if by != nil {
+			words += " by " + by.String()
+		}
+		return words
+	}
+	if w := st.Waiting; w != nil {
+		words := "its time is over, and nobody has gone back yet"
+		if w.Left > 0 {
+			words = fmt.Sprintf("goes back in %s (weir confirm keeps it)", time.Duration(w.Left*float64(time.Second)).Round(time.Second))
+		}
+		fmt.Fprintf(e.stdout, "not confirmed yet: %s, %s\n", who(w.File, w.At, w.By), words)
+	}
+	if r := st.Rejected; r != nil {
+		fmt.Fprintf(e.stdout, "was not confirmed: %s, went back; that text is not taken until it changes, or weir reload or weir apply says so\n",
+			who(r.File, r.At, r.By))
+	}
 }
 
 // note says in a line why a backend is as it is, and how its last check ended.

@@ -68,6 +68,26 @@ web      total                 -         -       -      1234567  328     1234567
 	}
 }
 
+// TestWaitingText: what is not confirmed comes first.
+func TestWaitingText(t *testing.T) {
+	const want = `not confirmed yet: /etc/weir/weir.yaml, taken 18s ago by alice, goes back in 42s (weir confirm keeps it)
+was not confirmed: /etc/weir/weir.yaml, taken 1h00m ago, went back; that text is not taken until it changes, or weir reload or weir apply says so
+SERVICE  BACKEND  STATE  WEIGHT  SHARE  NEW  ACTIVE  PACKETS-IN  BYTES-IN  PACKETS-OUT  BYTES-OUT
+`
+	var out bytes.Buffer
+	e := &env{stdout: &out}
+	st := engine.Status{Loaded: true,
+		Waiting: &engine.Waiting{File: "/etc/weir/weir.yaml", At: noon.Add(-18 * time.Second), Deadline: noon.Add(42 * time.Second),
+			Left: 41.7, By: &state.Operator{UID: 1000, User: "alice"}},
+		Rejected: &engine.Rejected{File: "/etc/weir/weir.yaml", At: noon.Add(-time.Hour)}}
+	if err := e.printStatus(st, noon); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestEventText(t *testing.T) {
 	for want, ev := range map[string]engine.Event{
 		"     7  2026-01-02 12:00:00  state    web 10.1.1.1:8080: up -> down (connection refused)": {Seq: 7, At: noon, Kind: "state",

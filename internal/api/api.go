@@ -11,6 +11,8 @@
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line
 //	GET  /v1/backends                                  what weights follow from, beyond the file
 //	POST /v1/reload
+//	POST /v1/apply                                     {"confirm": "60s", "file": "/etc/weir/weir.yaml"}, both may lack
+//	POST /v1/confirm
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
 //	POST /v1/backends/SERVICE/BACKEND/disable
@@ -26,6 +28,7 @@ import (
 
 	"weir/internal/config"
 	"weir/internal/engine"
+	"weir/internal/keep"
 	"weir/internal/state"
 )
 
@@ -40,6 +43,13 @@ type Controller interface {
 	// ReloadNow loads the configuration again. The error unwraps to config.Errors when
 	// the file is wrong.
 	ReloadNow(ctx context.Context, by *state.Operator) error
+	// Apply is ReloadNow, or, with a time, takes the configuration until it is over
+	// unless Confirm is said (engine.Loop.Apply). file is the one that is meant; an
+	// error if weir has another; "": whatever weir has. It returns warnings that are not
+	// of the kernel's rules.
+	Apply(ctx context.Context, by *state.Operator, file string, within time.Duration) ([]string, error)
+	// Confirm keeps what waits and returns it; else engine.ErrNothing.
+	Confirm(ctx context.Context, by *state.Operator) (keep.Config, error)
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }
@@ -80,6 +90,19 @@ type Reloaded struct {
 	Applied  bool `json:"applied"` // as in Backend
 }
 
+// Applied is what an apply brought.
+type Applied struct {
+	engine.Outcome
+	Applied bool            `json:"applied"`           // as in Backend
+	Waiting *engine.Waiting `json:"waiting,omitempty"` // it goes back unless it is confirmed
+}
+
+// Confirmed is the answer of /v1/confirm.
+type Confirmed struct {
+	File string    `json:"file"` // that is kept
+	At   time.Time `json:"at"`   // when it was taken
+}
+
 // Version is the answer of /v1/version.
 type Version struct {
 	Version string `json:"version"`
@@ -92,6 +115,12 @@ const apiVersion = 1
 // drainRequest is a body.
 type drainRequest struct {
 	Deadline string `json:"deadline"` // a Go duration; "": until the last connection ends
+}
+
+// applyRequest is a body.
+type applyRequest struct {
+	Confirm *string `json:"confirm,omitempty"` // a Go duration; nil: it needs no confirmation
+	File    string  `json:"file,omitempty"`    // the path of the configuration that is meant; "": weir's
 }
 
 // Limits of what is taken.

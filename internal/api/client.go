@@ -65,6 +65,22 @@ func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
 	return ask[Reloaded](ctx, c, "POST", "/v1/reload", nil)
 }
 
+// Apply has weir load its configuration, which must be that file, and go back by itself
+// unless Confirm is said within that time; 0: it stays.
+func (c *Client) Apply(ctx context.Context, file string, within time.Duration) (Applied, error) {
+	body := applyRequest{File: file}
+	if within != 0 {
+		text := within.String()
+		body.Confirm = &text
+	}
+	return ask[Applied](ctx, c, "POST", "/v1/apply", body)
+}
+
+// Confirm keeps the change that waits.
+func (c *Client) Confirm(ctx context.Context) (Confirmed, error) {
+	return ask[Confirmed](ctx, c, "POST", "/v1/confirm", nil)
+}
+
 // Drain takes a backend out once its connections have ended, or the deadline is over (0:
 // none).
 func (c *Client) Drain(ctx context.Context, service, backend string, deadline time.Duration) (Backend, error) {

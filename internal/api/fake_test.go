@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 
 	"weir/internal/api"
 	"weir/internal/engine"
+	"weir/internal/keep"
 	"weir/internal/model"
 	"weir/internal/state"
 )
@@ -35,6 +37,7 @@ type fake struct {
 	say     error         // what Say says
 	stuck   chan struct{} // View waits until it is closed; nil: not at all
 	journal *engine.Journal
+	waiting *engine.Waiting
 	refuses bool            // no word may be taken
 	by      *state.Operator // who said the last word
 }
@@ -68,7 +71,8 @@ func (f *fake) View(ctx context.Context) (engine.View, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	v := engine.View{Config: f.cfg, Backends: map[string][]state.Backend{}, Words: map[engine.Member]state.Word{},
-		Checks: map[engine.Member]engine.Health{}, Health: f.health, Applied: f.applied}
+		Checks: map[engine.Member]engine.Health{}, Health: f.health, Applied: f.applied, Waiting: f.waiting,
+		Last: engine.Outcome{Changed: true, Summary: "1 rule replaced", Added: []string{}, Removed: []string{}, Warnings: []string{"device eth9 is down"}}}
 	for m, w := range f.words {
 		v.Words[m] = w
 	}
@@ -122,6 +126,35 @@ func (f *fake) said() *state.Operator {
 }
 
 func (f *fake) ReloadNow(context.Context, *state.Operator) error { return f.reload }
+
+func (f *fake) Apply(_ context.Context, by *state.Operator, file string, within time.Duration) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.reload != nil:
+		return nil, f.reload
+	case file != "" && file != "/etc/weir/weir.yaml":
+		return nil, &api.Error{Code: 409, Message: "the weir that runs here has another file"}
+	case f.waiting != nil && within == 0:
+		return nil, fmt.Errorf("%w: it is so", engine.ErrWaiting)
+	}
+	f.by = by
+	if within > 0 {
+		f.waiting = &engine.Waiting{File: "/etc/weir/weir.yaml", At: epoch, Deadline: epoch.Add(within), Left: within.Seconds(), By: &state.Operator{UID: 7, User: "alice", PID: 8}}
+	}
+	return []string{"the fake forwards nothing"}, nil
+}
+
+func (f *fake) Confirm(_ context.Context, by *state.Operator) (keep.Config, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.waiting == nil {
+		return keep.Config{}, engine.ErrNothing
+	}
+	c := keep.Config{File: f.waiting.File, At: f.waiting.At}
+	f.by, f.waiting = by, nil
+	return c, nil
+}
 
 func (f *fake) Since(seq uint64) ([]engine.Event, <-chan struct{}) { return f.journal.Since(seq) }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"weir/internal/engine"
+	"weir/internal/keep"
 	"weir/internal/model"
 	"weir/internal/state"
 )
@@ -58,6 +59,43 @@ func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {
 		out.Backends += len(sv.Backends)
 	}
 	return out, nil
+}
+
+func (s *Server) apply(ctx context.Context, r *http.Request) (any, error) {
+	var body applyRequest
+	if err := read(r, &body); err != nil {
+		return nil, err
+	}
+	var within time.Duration
+	if body.Confirm != nil { // "" is a mistake: somebody meant a time
+		var err error
+		within, err = time.ParseDuration(*body.Confirm)
+		if err != nil || within < keep.MinWithin || within > keep.MaxWithin {
+			return nil, badRequest("confirm %s is not allowed; want a time from 1s to 24h, such as 60s or 5m", quote(*body.Confirm))
+		}
+	}
+	warnings, err := s.weir.Apply(ctx, peer(ctx), body.File, within)
+	if err != nil {
+		return nil, err
+	}
+	view, err := s.weir.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := Applied{Outcome: view.Last, Applied: view.Applied, Waiting: view.Waiting}
+	out.Warnings = append(slices.Clip(out.Warnings), warnings...)
+	return out, nil
+}
+
+func (s *Server) confirm(ctx context.Context, r *http.Request) (any, error) {
+	if err := read(r, &struct{}{}); err != nil {
+		return nil, err
+	}
+	c, err := s.weir.Confirm(ctx, peer(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return Confirmed{c.File, c.At}, nil
 }
 
 // saying is an operator's word as a request says it.

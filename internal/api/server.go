@@ -48,6 +48,8 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 	s.route("GET", "/v1/status", s.status)
 	s.route("GET", "/v1/backends", s.backends)
 	s.route("POST", "/v1/reload", s.reload)
+	s.route("POST", "/v1/apply", s.apply)
+	s.route("POST", "/v1/confirm", s.confirm)
 	for word, say := range words {
 		s.route("POST", "/v1/backends/{service}/{backend}/"+word, func(ctx context.Context, r *http.Request) (any, error) {
 			return s.say(ctx, r, say)
@@ -140,6 +142,8 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 			Message: "the configuration is not taken, the last good one stays: " + err.Error()}
 	case errors.Is(err, engine.ErrNoBackend):
 		e = &Error{Code: http.StatusNotFound, Message: err.Error()}
+	case errors.Is(err, engine.ErrNothing), errors.Is(err, engine.ErrWaiting):
+		e = &Error{Code: http.StatusConflict, Message: err.Error()}
 	case errors.Is(err, context.Canceled):
 		e = &Error{Code: http.StatusServiceUnavailable, Message: "weir is stopping"}
 	default:

@@ -89,6 +89,9 @@ func TestGolden(t *testing.T) {
 				}
 				fmt.Fprintf(&got, "> %s< %d %s", line, res.StatusCode, text)
 			}
+			if f.refuses && f.waiting != nil {
+				t.Errorf("refused, and it waits all the same: %v", f.waiting)
+			}
 			if f.refuses && len(f.words) > 0 {
 				t.Errorf("refused, and taken all the same: %v", f.words)
 			}
@@ -204,6 +207,8 @@ func FuzzRequests(f *testing.F) {
 	f.Add("POST", "/v1/backends/../web//enable", "")
 	f.Add("GET", "/v1/status?service=web&service=%00", "")
 	f.Add("GET", "/v1/events?since=18446744073709551616", "")
+	f.Add("POST", "/v1/apply", `{"confirm":"1e9h"}`)
+	f.Add("POST", "/v1/confirm", `{}`)
 	f.Add("POST", "/v1/backends/%2e%2e/%2f/disable", `{"a":1}`)
 	f.Add("POST", "/v1/backends/web/10.1.1.1/weight", `{"weight":1e2}{}`)
 	f.Fuzz(func(t *testing.T, method, target, body string) {

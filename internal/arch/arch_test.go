@@ -34,15 +34,19 @@ var may = map[string][]string{
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
 
-	"internal/engine": {"internal/conntrack", "internal/health", "internal/model", "internal/nft", "internal/nudge", "internal/plan", "internal/ruleset",
+	"internal/keep": {"internal/state"},
+
+	"internal/engine": {"internal/conntrack", "internal/health", "internal/keep", "internal/model", "internal/nft", "internal/nudge",
+		"internal/plan", "internal/ruleset",
 		"internal/state", "internal/vip"},
 
-	"internal/api": {"internal/config", "internal/engine", "internal/model", "internal/state"},
+	"internal/api": {"internal/config", "internal/engine", "internal/keep", "internal/model", "internal/state"},
 
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/lab", "internal/model", "internal/nft", "internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
+		"internal/health", "internal/keep", "internal/lab", "internal/model", "internal/nft", "internal/nudge", "internal/plan", "internal/ruleset",
+		"internal/state",
 		"internal/vip"},
 
 	// Nothing of the product: they look at it from outside.

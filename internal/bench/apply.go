@@ -86,9 +86,13 @@ const weirApply = "weir apply"
 func (b *bench) contenders() []contender {
 	all := []contender{
 		{name: weirApply, packets: true,
-			first:  func(f *files) []string { return []string{b.weir, "apply", "--config", f.weir[0]} },
-			change: func(f *files, to int) []string { return []string{b.weir, "apply", "--config", f.weir[to]} },
-			clear:  []string{b.weir, "clear"}},
+			first: func(f *files) []string {
+				return []string{b.weir, "apply", "--config", f.weir[0], "--state", f.weir[0] + ".state"}
+			},
+			change: func(f *files, to int) []string {
+				return []string{b.weir, "apply", "--config", f.weir[to], "--state", f.weir[0] + ".state"}
+			},
+			clear: []string{b.weir, "clear"}},
 		{name: "nft -f",
 			first:  func(f *files) []string { return []string{"nft", "-f", f.nft[0]} },
 			change: func(f *files, to int) []string { return []string{"nft", "-f", f.delta[1-to]} },

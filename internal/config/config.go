@@ -40,11 +40,18 @@ const (
 // Load reads the file and returns what it says. The error is an Errors; for a file that
 // can not be read it unwraps to the system's error, such as fs.ErrNotExist.
 func Load(path string) (*model.Config, error) {
-	text, err := read(path)
-	if err != nil {
-		return nil, Errors{err}
+	cfg, _, err := Read(path)
+	return cfg, err
+}
+
+// Read is Load that also returns the text, for those who keep it. Parse understands it.
+func Read(path string) (*model.Config, string, error) {
+	text, bad := read(path)
+	if bad != nil {
+		return nil, "", Errors{bad}
 	}
-	return parse(path, text)
+	cfg, err := parse(path, text)
+	return cfg, text, err
 }
 
 // Parse is Load for a text that is in memory; name stands for the file in messages.

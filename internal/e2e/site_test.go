@@ -82,6 +82,7 @@ type result struct {
 func (s *site) weir(args ...string) result {
 	s.t.Helper()
 	cmd := s.Gateway.Command(binary, append([]string{"--config", s.config}, args...)...)
+	cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+s.dir) // not the host's
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	p, err := s.Gateway.Start(cmd)

@@ -11,7 +11,7 @@ import (
 type Event struct {
 	Seq     uint64    `json:"seq"` // counts up from 1 with each start of weir
 	At      time.Time `json:"time"`
-	Kind    string    `json:"kind"` // "state", "operator", "reload", "repair", "error"
+	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "error"
 	Service string    `json:"service,omitempty"`
 	Backend string    `json:"backend,omitempty"`
 	From    string    `json:"from,omitempty"` // for "state": the state before

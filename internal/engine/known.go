@@ -51,6 +51,12 @@ func (v *View) Known() []Known {
 	return out
 }
 
+// Known returns what is known from before.
+func (m Memory) Known() []Known {
+	v := View{Words: m.Words, Health: m.Down}
+	return v.Known()
+}
+
 // Effective returns cfg with the weights that a weir which knows that would give its
 // backends if it loaded cfg now.
 func Effective(cfg *model.Config, known []Known, now time.Time) *model.Config {

@@ -161,7 +161,7 @@ func firstError(err error, other *error) error {
 // ReloadNow is what SIGHUP does, with the mistakes of the file as its error.
 func (l *Loop) ReloadNow(ctx context.Context, by *state.Operator) error {
 	var err error
-	return firstError(l.Do(ctx, func() { err = l.reload(by) }), &err)
+	return firstError(l.Do(ctx, func() { err = l.reload(by, true) }), &err)
 }
 
 // Health is what is known of a backend's health.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"weir/internal/health"
+	"weir/internal/keep"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/state"
@@ -33,7 +34,7 @@ const (
 // reach it through channels and Do.
 type Loop struct {
 	Engine *Engine
-	Load   func() (*model.Config, error)
+	Load   func() (File, error)
 	Reload <-chan struct{}                      // somebody asks to load again
 	Events <-chan nft.Event                     // commits of anybody; hints, may be nil
 	Log    *slog.Logger                         // what happened
@@ -46,6 +47,10 @@ type Loop struct {
 	Memory  Memory             // what was known before this start
 	Save    func(Memory) error // keeps what is known; nil: it is lost
 	Journal *Journal           // nil: events are lost
+
+	Kept  Keeper                                         // configurations that were taken; nil: none is kept
+	Parse func(name, text string) (*model.Config, error) // reads what was kept
+	Clock func() keep.Clock                              // for deadlines; nil: keep.Now
 
 	// Notify tells of a state that was reached: "ready", "reloading". May be nil.
 	Notify func(state string)
@@ -64,6 +69,13 @@ type Loop struct {
 	saveFailed bool              // and the last try failed: that has been said
 	pause      time.Duration     // before the next try; 0: none failed
 	retry      <-chan time.Time  // ends the pause
+	last       Outcome           // of the last step
+
+	book       keep.Record   // what is kept of configurations
+	current    string        // the sum of the text that file is of; "": of none
+	before     *model.Config // to go back to, while a change waits
+	unkept     bool          // the book is not on disk
+	keepFailed bool          // and the last try failed: that has been said
 }
 
 // Checker asks backends how they are. Implementation: health.Prober.
@@ -100,7 +112,7 @@ func (l *Loop) Start() {
 // the first load, and nil when ctx ends: the kernel goes on with what it has.
 func (l *Loop) Run(ctx context.Context) error {
 	l.prepare()
-	if err := l.load(); err != nil {
+	if err := l.first(); err != nil {
 		return err
 	}
 	l.announce = true
@@ -114,7 +126,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.Reload:
-			_ = l.reload(nil) // it has said what is wrong
+			_ = l.reload(nil, false) // it has said what is wrong
 		case call := <-l.calls:
 			call()
 		case <-l.Results.wake():
@@ -151,6 +163,9 @@ func (l *Loop) prepare() {
 	if l.Now == nil {
 		l.Now = time.Now
 	}
+	if l.Clock == nil {
+		l.Clock = keep.Now
+	}
 	if l.Journal == nil {
 		l.Journal = NewJournal()
 	}
@@ -161,12 +176,8 @@ func (l *Loop) prepare() {
 	l.trackers = map[Member]*health.Tracker{}
 }
 
-// load reads the file and takes it if it is good.
-func (l *Loop) load() error {
-	cfg, err := l.Load()
-	if err != nil {
-		return err
-	}
+// set makes cfg what is wanted.
+func (l *Loop) set(cfg *model.Config) {
 	cfg.Reuse(l.file)
 	l.dropped(cfg)
 	l.file = cfg
@@ -174,24 +185,43 @@ func (l *Loop) load() error {
 	l.watch()
 	l.Memory.Down = nil // it is of before the start: a check that a later file adds begins anew
 	l.pending = true
+}
+
+// reload takes the file again. A bad one is refused, and the last good one stays; so is one
+// while a change waits, and, unless somebody meant just that one, one that was not confirmed.
+func (l *Loop) reload(by *state.Operator, meant bool) error {
+	l.notify("reloading")
+	l.announce = true
+	f, err := l.readAgain(meant)
+	if err != nil {
+		return l.refused(by, err)
+	}
+	l.take(f, by)
+	l.Log.Info("configuration taken")
+	l.note(Event{Kind: "reload", By: by, Message: "configuration taken"})
 	return nil
 }
 
-// reload takes the file again. A bad one is refused, and the last good one stays.
-func (l *Loop) reload(by *state.Operator) error {
-	l.notify("reloading")
-	l.announce = true
-	err := l.load()
+func (l *Loop) readAgain(meant bool) (File, error) {
+	l.expire()
+	if p := l.book.Pending; p != nil {
+		return File{}, WaitingError(p, l.Clock())
+	}
+	f, err := l.read()
+	if err == nil && !meant && l.book.Refuses(f.sum) {
+		err = errRefused
+	}
+	return f, err
+}
+
+// refused says why the file was not taken, if it was not.
+func (l *Loop) refused(by *state.Operator, err error) error {
 	if err != nil {
 		l.Log.Error("configuration not taken; the last good one stays", "error", err)
 		l.note(Event{Kind: "error", By: by, Message: "configuration not taken: " + err.Error()})
 		l.ready()
-		return err
 	}
-	l.retry, l.pause = nil, 0
-	l.Log.Info("configuration taken")
-	l.note(Event{Kind: "reload", By: by, Message: "configuration taken"})
-	return nil
+	return err
 }
 
 // step brings the kernel to what is wanted now. When it fails it is tried again after a
@@ -207,9 +237,11 @@ func (l *Loop) step(ctx context.Context) {
 		l.retry = l.After(l.pause)
 		l.Log.Error("apply failed; trying again", "error", err, "in", l.pause)
 		l.note(Event{Kind: "error", Message: err.Error()})
+		l.last = Outcome{Added: []string{}, Removed: []string{}, Warnings: []string{err.Error()}}
 		return
 	}
 	l.pending, l.pause = false, 0
+	l.last = rep.Outcome()
 	l.Log.Info("applied", "change", rep.Delta.Summary(), "read", rep.Read, "plan", rep.Plan, "commit", rep.Commit)
 	l.end(ctx)
 	l.ready()
@@ -257,6 +289,8 @@ func (l *Loop) tick(ctx context.Context) {
 	if l.roster.Due(l.Now()) {
 		l.pending = true
 	}
+	l.expire()
+	l.keepBook()
 	l.save()
 }
 

@@ -3,8 +3,10 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -72,13 +74,14 @@ type rig struct {
 	mu      sync.Mutex
 	cfg     *model.Config
 	err     error
+	texts   map[string]*model.Config
 }
 
-func (r *rig) load() (*model.Config, error) {
+func (r *rig) load() (engine.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
-		return nil, r.err
+		return engine.File{}, r.err
 	}
 	c := *r.cfg // as a file that is read again: other pointers
 	c.Services = nil
@@ -86,7 +89,34 @@ func (r *rig) load() (*model.Config, error) {
 		s := *s
 		c.Services = append(c.Services, &s)
 	}
-	return &c, nil
+	return engine.File{Path: "/etc/weir/weir.yaml", Text: r.text(r.cfg), Config: &c}, nil
+}
+
+// text names a configuration as its text would.
+func (r *rig) text(cfg *model.Config) string {
+	if r.texts == nil {
+		r.texts = map[string]*model.Config{}
+	}
+	var words []string
+	for _, s := range cfg.Services {
+		words = append(words, fmt.Sprintf("%s %v\n", s.Name, s.Backends))
+	}
+	text := strings.Join(words, "")
+	r.texts[text] = cfg
+	return text
+}
+
+// parse finds the configuration of a text.
+func (r *rig) parse(_, text string) (*model.Config, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if text == engine.Nothing {
+		return &model.Config{}, nil
+	}
+	if cfg := r.texts[text]; cfg != nil {
+		return cfg, nil
+	}
+	return nil, errors.New("no such text")
 }
 
 func (r *rig) file(cfg *model.Config, err error) {
@@ -164,7 +194,7 @@ func TestLoopReload(t *testing.T) {
 func TestLoopRefusesABadFirstFile(t *testing.T) {
 	bad := errors.New("a mistake")
 	loop := &engine.Loop{Engine: &engine.Engine{Kernel: nftfake.New()}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Load: func() (*model.Config, error) { return nil, bad }}
+		Load: func() (engine.File, error) { return engine.File{}, bad }}
 	if err := loop.Run(context.Background()); !errors.Is(err, bad) {
 		t.Errorf("got %v", err)
 	}

@@ -19,6 +19,8 @@ import (
 type Status struct {
 	Loaded   bool            `json:"loaded"` // weir's rules are in the kernel
 	Services []ServiceStatus `json:"services"`
+	Waiting  *Waiting        `json:"waiting,omitempty"`  // a change that is not confirmed yet
+	Rejected *Rejected       `json:"rejected,omitempty"` // the last one that was not, until another is taken
 }
 
 // ServiceStatus is the share of one service.

@@ -19,6 +19,10 @@ type View struct {
 	Checks   map[Member]Health          // of the backends that are asked
 	Health   map[Member]state.Health    // what follows from the checks, where anything does
 	Applied  bool                       // the kernel does all that; else it is tried again
+	Last     Outcome                    // of the last step
+	Pending  string                     // the id of the change that waits, "": none
+	Waiting  *Waiting                   // the change that waits for its confirmation
+	Rejected *Rejected                  // the one that was not confirmed last
 
 	counted []plan.Counted
 }
@@ -29,7 +33,11 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 	v := View{Backends: map[string][]state.Backend{}, Checks: map[Member]Health{}}
 	err := l.Do(ctx, func() {
 		v.Config, v.Words, v.Applied = l.file, l.roster.Words(), !l.pending
-		v.Health = l.roster.Found()
+		v.Health, v.Last = l.roster.Found(), l.last
+		if l.book.Pending != nil {
+			v.Pending = l.book.Pending.ID
+		}
+		v.Waiting, v.Rejected = NewWaiting(l.book.Pending, l.Clock()), NewRejected(l.book.Rejected)
 		for _, s := range l.file.Services {
 			v.Backends[s.Name] = slices.Clone(l.roster.Backends(s))
 		}
@@ -52,6 +60,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 		cfg.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool { return s.Name != name })
 	}
 	st, err := readStatus(ctx, k, &cfg, v.counted)
+	st.Waiting, st.Rejected = v.Waiting, v.Rejected
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}
