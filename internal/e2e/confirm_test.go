@@ -386,6 +386,24 @@ func TestConfirmRunningKilled(t *testing.T) {
 	}
 }
 
+// TestGuardKnowsWords: a guard that goes back in place of a killed weir gives nothing to a
+// backend that was drained.
+func TestGuardKnowsWords(t *testing.T) {
+	t.Parallel()
+	s := confirmSite(t)
+	a, b := s.Backends[0], s.Backends[1]
+	s.write(services(service("web", listenOn(1, "7/tcp"), backendList(on("", a, b)...))))
+	s.start()
+	s.each("drain", "web", a)
+	at := s.applyConfirm(services(), 3*time.Second)
+	s.run.Kill()
+	if !s.refuses() {
+		t.Error("a service that is not in the file answers")
+	}
+	s.goesBack(t, at, b)
+	s.among(t, "gone back", 6, b)
+}
+
 // TestConfirmHangUp ends the session of the one who applies, with all that belongs to it.
 func TestConfirmHangUp(t *testing.T) {
 	t.Parallel()
