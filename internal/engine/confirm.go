@@ -94,6 +94,7 @@ func (l *Loop) Apply(ctx context.Context, by *state.Operator, within time.Durati
 
 func (l *Loop) propose(by *state.Operator, within time.Duration) error {
 	l.expire()
+	l.keepBook()
 	f, err := l.read()
 	switch {
 	case err != nil:
@@ -102,8 +103,8 @@ func (l *Loop) propose(by *state.Operator, within time.Duration) error {
 		return ErrNotKept
 	case l.book.Pending != nil && l.before == nil:
 		return fmt.Errorf("%w: what is kept of it cannot be read", ErrNotKept)
-	case l.book.Pending == nil && (l.book.Confirmed == nil || l.book.Confirmed.Sum != l.current):
-		return fmt.Errorf("%w: it could not be written down (weir events says why)", ErrNotKept)
+	case l.unkept:
+		return fmt.Errorf("%w: it cannot be written down (weir events says why)", ErrNotKept)
 	}
 	next := l.book
 	next.Propose(l.stamp(f, by), within, l.Clock())
@@ -163,7 +164,7 @@ func (l *Loop) first() error {
 	}
 	l.Log.Error("the file is not taken, the last confirmed configuration is", "file", f.Path, "error", errRefused)
 	l.note(Event{Kind: "error", Message: "configuration not taken, the last confirmed one is: " + errRefused.Error()})
-	l.goOn(cfg, l.book.Confirmed)
+	l.set(cfg)
 	return nil
 }
 
@@ -180,7 +181,7 @@ func (l *Loop) takeOver(p *keep.Pending) error {
 				l.unkept = true
 			}
 			l.Log.Warn("a change waits for its confirmation, else it goes back", "file", p.File, "within", p.Left(l.Clock()))
-			l.goOn(cfg, &p.Config)
+			l.set(cfg)
 			return nil
 		}
 		l.Log.Error("the change that waits cannot be read", "error", err)
@@ -211,18 +212,9 @@ func (l *Loop) back() {
 	cfg := l.before
 	l.before = nil
 	l.retry, l.pause = nil, 0
-	l.goOn(cfg, next.Confirmed)
+	l.set(cfg)
 	l.Log.Error(words)
 	l.note(Event{Kind: "back", Message: words})
-}
-
-// goOn takes a configuration that is in the book already.
-func (l *Loop) goOn(cfg *model.Config, c *keep.Config) {
-	l.current = ""
-	if c != nil {
-		l.current = c.Sum
-	}
-	l.set(cfg)
 }
 
 // kept returns a configuration of the book; nil is that before the first.
@@ -240,22 +232,16 @@ func (l *Loop) kept(c *keep.Config) (*model.Config, error) {
 // take takes a file that needs no confirmation.
 func (l *Loop) take(f File, by *state.Operator) {
 	l.adopt(f)
-	if l.Kept == nil || l.book.Pending == nil && l.book.Rejected == nil && l.book.Confirmed != nil && l.book.Confirmed.Sum == l.current {
+	if c := l.book.Confirmed; l.Kept == nil || l.book.Rejected == nil && c != nil && c.Sum == f.sum {
 		return
 	}
-	next := l.book
-	next.Take(l.stamp(f, by))
-	if err := l.Kept.Write(next, f.Text); err != nil {
-		l.Log.Error("the configuration could not be written down; weir apply --confirm is not possible until it can", "error", err)
-		l.note(Event{Kind: "error", Message: "configuration could not be written down: " + err.Error()})
-		return
-	}
-	l.book = next
+	l.book.Take(l.stamp(f, by))
+	l.unkept, l.owed = true, f.Text
+	l.keepBook()
 }
 
 // adopt makes the file what is wanted now.
 func (l *Loop) adopt(f File) {
-	l.current = f.sum
 	l.retry, l.pause = nil, 0
 	l.set(f.Config)
 }
@@ -287,10 +273,14 @@ func (l *Loop) keepBook() {
 	if !l.unkept || l.Kept == nil {
 		return
 	}
-	err := l.Kept.Write(l.book, "")
-	if err != nil && !l.keepFailed {
-		l.Log.Error("the record of configurations could not be written down; trying again", "error", err)
-		l.note(Event{Kind: "error", Message: "record of configurations could not be written down: " + err.Error()})
+	err := l.Kept.Write(l.book, l.owed)
+	if err == nil {
+		l.unkept, l.keepFailed, l.owed = false, false, ""
+		return
 	}
-	l.unkept, l.keepFailed = err != nil, err != nil
+	if !l.keepFailed { // a full disk needs no line a second
+		l.Log.Error("the configuration could not be written down; trying again; without it there is no weir apply --confirm", "error", err)
+		l.note(Event{Kind: "error", Message: "configuration could not be written down: " + err.Error()})
+	}
+	l.keepFailed = true
 }

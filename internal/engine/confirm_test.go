@@ -13,6 +13,7 @@ import (
 
 	"weir/internal/engine"
 	"weir/internal/keep"
+	"weir/internal/model"
 	"weir/internal/nft/nftfake"
 	"weir/internal/state"
 )
@@ -104,6 +105,16 @@ func (k *keeping) holds(when string, weights ...int) {
 	for start := time.Now(); !holdsNow(k.k, web(weights...)); time.Sleep(time.Millisecond) {
 		if time.Since(start) > 10*time.Second {
 			k.t.Fatalf("%s: the kernel did not come to hold %v", when, weights)
+		}
+	}
+}
+
+// nothing waits until the kernel holds no service.
+func (k *keeping) nothing(when string) {
+	k.t.Helper()
+	for start := time.Now(); !holdsNow(k.k, &model.Config{}); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			k.t.Fatalf("%s: the kernel still holds services", when)
 		}
 	}
 }
@@ -369,16 +380,45 @@ func TestFullDiskAndConfirm(t *testing.T) {
 	if r, err := k.shelf.Read(); err != nil || r.Pending != nil || r.Rejected == nil {
 		t.Errorf("written when it could be: %+v, %v", r, err)
 	}
-	// One that was taken without being written down is nothing to go back to.
+	// One that was taken without being written down is nothing to go back to until it is.
 	k.shelf.fill(true)
 	k.file(web(1, 6), nil)
 	k.ok(k.apply(0))
 	k.holds("taken", 1, 6)
-	k.shelf.fill(false)
 	k.file(web(1, 7), nil)
 	if err := k.apply(time.Minute); !errors.Is(err, engine.ErrNotKept) {
 		t.Errorf("with nothing to go back to: %v", err)
 	}
+	k.shelf.fill(false)
+	k.ok(k.apply(time.Minute))
+	k.holds("written when it could be", 1, 7)
+	k.stop()
+	k.pass(time.Minute)
+	k.start()
+	k.holds("gone back", 1, 6)
+}
+
+// TestFirstOfAll: before the first configuration there was nothing, and a weir goes back to
+// that, too.
+func TestFirstOfAll(t *testing.T) {
+	k := newKeeping(t)
+	text := k.rig.text(web(1, 5))
+	var r keep.Record
+	r.Propose(keep.Config{File: "/etc/weir/weir.yaml", Sum: keep.Sum(text), At: k.now().Wall}, time.Minute, k.now())
+	k.ok(k.shelf.Write(r, text)) // as weir apply does without a running weir
+	k.file(web(1, 5), nil)
+	k.start()
+	k.holds("started before", 1, 5)
+	k.pass(time.Minute)
+	k.nothing("over")
+	k.stop()
+	k.start()
+	k.nothing("started again")
+	k.file(web(1, 6), nil)
+	k.ok(k.apply(time.Minute))
+	k.holds("applied", 1, 6)
+	k.pass(time.Minute)
+	k.nothing("over again")
 }
 
 // TestLostTexts: without the text to go back to, weir starts with what waits, and keeps it.

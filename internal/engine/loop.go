@@ -72,9 +72,9 @@ type Loop struct {
 	last       Outcome           // of the last step
 
 	book       keep.Record   // what is kept of configurations
-	current    string        // the sum of the text that file is of; "": of none
 	before     *model.Config // to go back to, while a change waits
 	unkept     bool          // the book is not on disk
+	owed       string        // nor is this text, which it names; "": all are
 	keepFailed bool          // and the last try failed: that has been said
 }
 
