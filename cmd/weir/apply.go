@@ -100,7 +100,7 @@ func (e *env) applyAlone(ctx context.Context, within time.Duration) (api.Applied
 	}
 	if p := b.rec.Pending; p != nil && within == 0 {
 		// If the guard was killed, there is one again.
-		return out, errors.Join(engine.WaitingError(p, keep.Now()), startGuard(e.state, p.ID, false))
+		return out, errors.Join(engine.WaitingError(p, keep.Now()), startGuard(e.state, p.ID))
 	}
 	var rep engine.Report
 	if within == 0 {

@@ -74,11 +74,18 @@ func (b *book) due(ctx context.Context) error {
 		return nil
 	}
 	b.warnings = append(b.warnings, fmt.Sprintf("%s of %s was not confirmed in time: went back first", p.File, p.At.Format(time.DateTime)))
-	return b.back(ctx, nil)
+	return b.back(ctx)
 }
 
-// back goes back to the last confirmed configuration. known is what a weir knew that ran.
-func (b *book) back(ctx context.Context, known []engine.Known) error {
+// back goes back to the last confirmed configuration, in place of the weir that took the
+// change, if there was one: with what it knew.
+func (b *book) back(ctx context.Context) error {
+	var known []engine.Known
+	if b.rec.Pending.Running {
+		if m, err := engine.LoadMemory(b.state); err == nil {
+			known = m.Known()
+		}
+	}
 	if err := b.restore(ctx, known); err != nil {
 		return fmt.Errorf("go back to the last confirmed configuration: %w", err)
 	}
@@ -139,7 +146,7 @@ func (b *book) propose(ctx context.Context, f engine.File, within time.Duration)
 	if err := b.store.Write(b.rec, f.Text); err != nil {
 		return none, fmt.Errorf("%w: %w", engine.ErrNotKept, err)
 	}
-	if err := startGuard(b.state, b.rec.Pending.ID, false); err != nil {
+	if err := startGuard(b.state, b.rec.Pending.ID); err != nil {
 		b.rec = before
 		return none, errors.Join(fmt.Errorf("nothing was changed: nobody would go back: %w", err), b.store.Write(b.rec, ""))
 	}

@@ -75,7 +75,7 @@ func (e *env) confirmAlone() (api.Confirmed, error) {
 	case p.Left(keep.Now()) <= 0:
 		err := fmt.Errorf("%w: the time of %s was over", engine.ErrNothing, p.File)
 		// Whoever should have gone back is not there any more.
-		return out, errors.Join(err, startGuard(e.state, p.ID, false))
+		return out, errors.Join(err, startGuard(e.state, p.ID))
 	}
 	rec.Confirm()
 	if err := store.Write(rec, ""); err != nil {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weir/internal/engine"
 	"weir/internal/keep"
 )
 
@@ -25,27 +24,28 @@ import (
 // guardLook is how often the guard looks whether the change still waits.
 const guardLook = time.Second
 
+// guardPatience is how many looks in a row may fail; then there is no record any more.
+const guardPatience = 60
+
 // guardWords is what the guard says, on descriptor 3, when it is there.
 const guardWords = "here\n"
 
 func (e *env) guardCmd() *cobra.Command {
 	var id string
-	var words bool
 	c := &cobra.Command{
 		Use:    "guard",
 		Short:  "Go back when the time of a change is over (weir starts it by itself)",
 		Hidden: true,
-		RunE:   func(c *cobra.Command, _ []string) error { return e.guard(c.Context(), id, words) },
+		RunE:   func(c *cobra.Command, _ []string) error { return e.guard(c.Context(), id) },
 	}
 	c.Flags().StringVar(&id, "id", "", "the change")
-	c.Flags().BoolVar(&words, "words", false, "respect what operators said to the weir that ran")
 	e.stateFlag(c)
 	return c
 }
 
 // startGuard starts the guard of a change, in a session of its own: what ends this one does
 // not end it. It returns once the guard is there.
-func startGuard(state, id string, words bool) error {
+func startGuard(state, id string) error {
 	state, err := filepath.Abs(state)
 	if err != nil {
 		return err
@@ -56,7 +56,7 @@ func startGuard(state, id string, words bool) error {
 	}
 	defer said.Close()
 	// Not os.Executable: the file may have been replaced since.
-	cmd := exec.Command("/proc/self/exe", "guard", "--state", state, "--id", id, fmt.Sprintf("--words=%v", words))
+	cmd := exec.Command("/proc/self/exe", "guard", "--state", state, "--id", id)
 	cmd.Args[0], cmd.Dir, cmd.ExtraFiles = os.Args[0], "/", []*os.File{says}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -75,7 +75,7 @@ func startGuard(state, id string, words bool) error {
 
 // guard waits until the change is confirmed, replaced or taken back; when its time is over
 // and nobody else does it, it takes it back.
-func (e *env) guard(ctx context.Context, id string, words bool) error {
+func (e *env) guard(ctx context.Context, id string) error {
 	signal.Ignore(syscall.SIGHUP)
 	store := keep.Beside(e.state)
 	rec, err := store.Read()
@@ -87,10 +87,11 @@ func (e *env) guard(ctx context.Context, id string, words bool) error {
 	}
 	fmt.Fprint(report, guardWords)
 	report.Close()
-	for err == nil && rec.Pending != nil && rec.Pending.ID == id {
+	failed := 0 // looks in a row
+	for rec.Pending != nil && rec.Pending.ID == id && failed < guardPatience {
 		wait := min(guardLook, rec.Pending.Left(keep.Now()))
 		if wait <= 0 {
-			_ = e.takeBack(ctx, id, words) // the record tells whether it is done
+			_ = e.takeBack(ctx, id) // the record tells whether it is done
 			wait = guardLook / 4
 		}
 		select {
@@ -98,13 +99,18 @@ func (e *env) guard(ctx context.Context, id string, words bool) error {
 			return nil
 		case <-time.After(wait):
 		}
-		rec, err = store.Read()
+		next, e := store.Read()
+		if err = e; err != nil {
+			failed++
+			continue
+		}
+		rec, failed = next, 0
 	}
 	return err
 }
 
 // takeBack goes back, unless somebody else is at work in this namespace.
-func (e *env) takeBack(ctx context.Context, id string, words bool) error {
+func (e *env) takeBack(ctx context.Context, id string) error {
 	b, err := e.openBook(lockGuard)
 	if err != nil {
 		return err
@@ -113,11 +119,5 @@ func (e *env) takeBack(ctx context.Context, id string, words bool) error {
 	if b.rec.Pending == nil || b.rec.Pending.ID != id {
 		return nil
 	}
-	var known []engine.Known
-	if words {
-		if m, err := engine.LoadMemory(e.state); err == nil {
-			known = m.Known()
-		}
-	}
-	return b.back(ctx, known)
+	return b.back(ctx)
 }

@@ -244,7 +244,7 @@ func (c *control) Apply(ctx context.Context, by *state.Operator, file string, wi
 	if view.Pending == "" || within == 0 {
 		return warnings, nil
 	}
-	if err := startGuard(c.env.state, view.Pending, true); err != nil {
+	if err := startGuard(c.env.state, view.Pending); err != nil {
 		warnings = append(warnings, fmt.Sprintf("if weir is killed before that and not started again, nobody goes back: %v", err))
 		c.log.Warn("no guard for the change that waits", "error", err)
 	}

@@ -108,6 +108,7 @@ func (l *Loop) propose(by *state.Operator, within time.Duration) error {
 	}
 	next := l.book
 	next.Propose(l.stamp(f, by), within, l.Clock())
+	next.Pending.Running = true
 	if err := l.Kept.Write(next, f.Text); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotKept, err)
 	}

@@ -38,6 +38,9 @@ type Pending struct {
 	Within time.Duration `json:"within"`   // how long it may wait, ns
 	Until  time.Time     `json:"deadline"` // by the wall clock
 	Boot   string        `json:"boot_id"`  // of the kernel that SinceBoot is about
+	// Running says that a weir run took it: to go back is to go back to what operators
+	// said to that one, too.
+	Running bool `json:"running"`
 	// SinceBoot is the deadline by CLOCK_BOOTTIME, ns.
 	SinceBoot time.Duration `json:"deadline_since_boot"`
 }
