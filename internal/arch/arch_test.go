@@ -32,8 +32,10 @@ var may = map[string][]string{
 	"internal/vip":         {},
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
+	"internal/host":        {"internal/model"},
+	"internal/host/look":   {"internal/host", "internal/model"},
 
-	"internal/engine": {"internal/conntrack", "internal/health", "internal/model", "internal/nft", "internal/plan", "internal/ruleset",
+	"internal/engine": {"internal/conntrack", "internal/health", "internal/host", "internal/model", "internal/nft", "internal/plan", "internal/ruleset",
 		"internal/state", "internal/vip"},
 
 	"internal/api": {"internal/config", "internal/engine", "internal/model", "internal/state"},
@@ -41,7 +43,7 @@ var may = map[string][]string{
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/lab", "internal/model", "internal/nft", "internal/plan", "internal/ruleset", "internal/state",
+		"internal/health", "internal/host", "internal/host/look", "internal/lab", "internal/model", "internal/nft", "internal/plan", "internal/ruleset", "internal/state",
 		"internal/vip"},
 
 	// Nothing of the product: they look at it from outside.
@@ -52,7 +54,7 @@ var may = map[string][]string{
 }
 
 // pure packages have no clock, no kernel and no goroutine.
-var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state"}
+var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",
