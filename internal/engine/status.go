@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"weir/internal/host"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/plan"
@@ -19,6 +20,10 @@ import (
 type Status struct {
 	Loaded   bool            `json:"loaded"` // weir's rules are in the kernel
 	Services []ServiceStatus `json:"services"`
+
+	// What only a running weir knows.
+	Findings []host.Finding `json:"findings,omitzero"` // what is wrong on the box, the worst first
+	Applied  *bool          `json:"applied,omitempty"` // the kernel does what is wanted; else it is tried again
 }
 
 // ServiceStatus is the share of one service.

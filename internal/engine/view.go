@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"weir/internal/health"
+	"weir/internal/host"
 	"weir/internal/model"
 	"weir/internal/plan"
 	"weir/internal/state"
@@ -18,6 +19,7 @@ type View struct {
 	Words    map[Member]state.Word      // what operators said
 	Checks   map[Member]Health          // of the backends that are asked
 	Applied  bool                       // the kernel does all that; else it is tried again
+	Findings []host.Finding             // what is wrong on the box; nil: not known
 
 	counted []plan.Counted
 }
@@ -28,6 +30,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 	v := View{Backends: map[string][]state.Backend{}, Checks: map[Member]Health{}}
 	err := l.Do(ctx, func() {
 		v.Config, v.Words, v.Applied = l.file, l.roster.Words(), !l.pending
+		v.Findings = l.findings // replaced, never changed
 		for _, s := range l.file.Services {
 			v.Backends[s.Name] = slices.Clone(l.roster.Backends(s))
 		}
@@ -50,6 +53,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 		cfg.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool { return s.Name != name })
 	}
 	st, err := readStatus(ctx, k, &cfg, v.counted)
+	st.Findings, st.Applied = v.Findings, &v.Applied
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}
