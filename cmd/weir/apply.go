@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -48,7 +47,7 @@ func (e *env) apply(ctx context.Context) error {
 		return needsRights(err)
 	}
 	out := newApplyReport(rep)
-	out.Warnings = append(out.Warnings, forwarding(cfg)...)
+	out.Warnings = append(out.Warnings, warnings(cfg)...)
 	return e.print(out, func() error {
 		for _, w := range out.Warnings {
 			fmt.Fprintln(e.stderr, "weir: warning:", w)
@@ -87,9 +86,6 @@ func newApplyReport(rep engine.Report) applyReport {
 	for _, h := range rep.Addresses.Foreign {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%s is on %s already, put there by somebody else: it stays as it is, also when weir goes",
 			h.Prefix.Addr(), h.Dev))
-	}
-	for _, d := range slices.Compact(rep.Addresses.Down) {
-		out.Warnings = append(out.Warnings, fmt.Sprintf("device %s is down", d))
 	}
 	out.Changed = len(words) > 0
 	out.Summary = strings.Join(words, "; ")

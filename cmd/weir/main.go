@@ -31,6 +31,9 @@ type env struct {
 	output         string // "text" or "json"
 }
 
+// defaultConfig is the configuration when none is named.
+const defaultConfig = "/etc/weir/weir.yaml"
+
 // usageError is a mistake on the command line.
 type usageError struct{ err error }
 
@@ -96,11 +99,11 @@ configuration or the command line is wrong, and nothing was changed.`,
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
-	flags.StringVar(&e.config, "config", "/etc/weir/weir.yaml", "configuration `FILE`")
+	flags.StringVar(&e.config, "config", defaultConfig, "configuration `FILE`")
 	flags.StringVarP(&e.output, "output", "o", "text", "form of reports: text or json")
 	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.runCmd(), e.clearCmd(),
 		e.statusCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
-		e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd())
+		e.doctorCmd(), e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd())
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = noArgs

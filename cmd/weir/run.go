@@ -20,6 +20,7 @@ import (
 	"weir/internal/conntrack"
 	"weir/internal/engine"
 	"weir/internal/health"
+	"weir/internal/host/look"
 	"weir/internal/model"
 	"weir/internal/nft"
 )
@@ -73,10 +74,18 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	results := engine.NewInbox()
 	checks := health.NewProber(results.Put, health.Options{})
 	defer checks.Close()
-	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log), Reload: hangUps(ctx), Events: events, Log: log,
+	loop := &engine.Loop{Engine: k.Engine, Load: e.load, Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows},
 		Memory: known, Save: save, Journal: engine.NewJournal(),
 		Notify: func(state string) { notify(log, state) }}
+	watcher, err := look.NewWatcher()
+	if err != nil {
+		return err
+	}
+	loop.Host = watcher
+	watched := make(chan struct{})
+	go func() { defer close(watched); watcher.Run(ctx) }()
+	defer func() { cancel(); <-watched }()
 	loop.Start()
 	stopped, err := e.listen(ctx, loop, group, log)
 	if err != nil {
@@ -88,18 +97,8 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	return needsRights(errors.Join(err, <-stopped))
 }
 
-// loader returns what reads the configuration.
-func (e *env) loader(log *slog.Logger) func() (*model.Config, error) {
-	return func() (*model.Config, error) {
-		cfg, err := config.Load(e.config)
-		if err == nil {
-			for _, w := range forwarding(cfg) {
-				log.Warn(w)
-			}
-		}
-		return cfg, err
-	}
-}
+// load reads the configuration.
+func (e *env) load() (*model.Config, error) { return config.Load(e.config) }
 
 // hangUps returns a channel that gets something after each SIGHUP, until ctx ends.
 func hangUps(ctx context.Context) <-chan struct{} {
