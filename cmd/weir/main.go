@@ -84,8 +84,9 @@ func (e *env) root() *cobra.Command {
 		Long: `weir reads one YAML file and makes the kernel do what it says, with nftables. The
 kernel forwards the packets, also when weir is stopped, upgraded or killed.
 
-Exit codes: 0 done; 1 the kernel or something else weir needs said no; 2 the
-configuration or the command line is wrong, and nothing was changed.`,
+Exit codes: 0 done; 1 the kernel or something else weir needs said no (doctor: there is
+something wrong); 2 the configuration or the command line is wrong, and nothing was
+changed.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {

@@ -54,7 +54,9 @@ func TestHooks(t *testing.T) {
 	if own == 0 {
 		t.Error("weir's own chains are missing")
 	}
-	slices.SortFunc(got, func(a, b Hook) int { return cmp.Or(cmp.Compare(a.Table.String(), b.Table.String()), cmp.Compare(a.Chain, b.Chain)) })
+	slices.SortFunc(got, func(a, b Hook) int {
+		return cmp.Or(cmp.Compare(a.Table.String(), b.Table.String()), cmp.Compare(a.Chain, b.Chain))
+	})
 	want := []Hook{
 		{TableRef{"inet", "fw"}, "forward", "forward", true, 0},
 		{TableRef{"inet", "fw"}, "input", "input", true, 2},
