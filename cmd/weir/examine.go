@@ -42,7 +42,7 @@ func (x *examination) add(f host.Finding) {
 
 // surroundings looks at what is not weir's.
 func (x *examination) surroundings() {
-	n, f, err := survey(x.cfg)
+	n, f, err := survey(x.cfg, 0)
 	if err != nil {
 		x.add(notReadable(err))
 		return

@@ -81,27 +81,34 @@ var familyKeys = []struct {
 // forwarding sees that packets to backends on other hosts, and their answers, get through.
 func (j *judge) forwarding() {
 	for _, k := range familyKeys {
-		needed := map[netip.Addr]bool{}
-		for i, a := range j.n.Backends {
-			if model.FamilyOf(a) == k.family && j.elsewhere(i) {
-				needed[a] = true
-			}
-		}
 		value, known := j.f.Forward[k.family]
 		switch {
-		case len(needed) == 0 || !known:
+		case !known:
 		case value == 0:
-			j.add(Finding{ID: IPForward, Severity: Error, Subject: k.key, Found: k.key + " is 0",
-				Means: "the kernel forwards nothing to backends on other hosts", Fix: "sysctl -w " + k.key + "=1"}, withBackend(needed))
+			if needed := j.others(k.family); len(needed) > 0 {
+				j.add(Finding{ID: IPForward, Severity: Error, Subject: k.key, Found: k.key + " is 0",
+					Means: "the kernel forwards nothing to backends on other hosts", Fix: "sysctl -w " + k.key + "=1"}, withBackend(needed))
+			}
 		case k.family == model.IPv4: // for IPv6 the devices' own sysctls decide about other things
-			j.deviceForwarding(needed)
+			j.deviceForwarding()
 		}
 	}
 }
 
+// others returns the backends of a family that are on other hosts.
+func (j *judge) others(f model.Family) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for i, a := range j.n.Backends {
+		if model.FamilyOf(a) == f && j.elsewhere(i) {
+			out[a] = true
+		}
+	}
+	return out
+}
+
 // deviceForwarding looks at the devices by which clients and answers may come in. In IPv4
 // it is the device of arrival whose sysctl counts (IN_DEV_FORWARD in ip_route_input_slow).
-func (j *judge) deviceForwarding(needed map[netip.Addr]bool) {
+func (j *judge) deviceForwarding() {
 	devs := map[string]bool{}
 	for _, r := range j.routes() {
 		for _, h := range r.Hops {
@@ -116,6 +123,10 @@ func (j *judge) deviceForwarding(needed map[netip.Addr]bool) {
 	}
 	for dev, used := range devs {
 		if l := j.links[dev]; used && l != nil && !l.Loop && l.Up && l.Forward4 == 0 {
+			needed := j.others(model.IPv4)
+			if len(needed) == 0 {
+				return
+			}
 			key := deviceKey(4, dev, "forwarding")
 			j.add(Finding{ID: IPForward, Severity: Error, Subject: key, Found: key + " is 0",
 				Means: "the kernel forwards nothing that comes in by " + dev, Fix: "sysctl -w " + Word(key) + "=1"}, withBackend(needed))

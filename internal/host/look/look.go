@@ -46,8 +46,9 @@ func Open() (*Looker, error) {
 // Close frees the socket.
 func (l *Looker) Close() { l.r.close() }
 
-// Look returns all that is to be known for n, but for Facts.Last.
-func (l *Looker) Look(n *host.Needs) (*host.Facts, error) {
+// Look returns all that is to be known for n, but for Facts.Last. Where most is not 0, it
+// looks for the routes to about as many backends at most, spread over all of them.
+func (l *Looker) Look(n *host.Needs, most int) (*host.Facts, error) {
 	f := &host.Facts{}
 	l.sysctls(f)
 	if err := l.links(f); err != nil {
@@ -64,8 +65,15 @@ func (l *Looker) Look(n *host.Needs) (*host.Facts, error) {
 		to    *[]*host.Route
 	}{{n.Backends, &f.Routes}, {n.Sources, &f.SourceRoutes}, {n.Listens, &f.ListenRoutes}} {
 		*part.to = make([]*host.Route, len(part.addrs))
-		if err := l.ways(part.addrs, *part.to, 0, len(part.addrs)); err != nil {
-			return nil, err
+		for at := 0; at < len(part.addrs); {
+			end, next := len(part.addrs), len(part.addrs)
+			if most > 0 && len(part.addrs) > most { // a bunch of questions, and a gap
+				end, next = min(at+asked, end), at+asked*len(part.addrs)/most
+			}
+			if err := l.ways(part.addrs, *part.to, at, end); err != nil {
+				return nil, err
+			}
+			at = next
 		}
 	}
 	return f, nil

@@ -55,7 +55,7 @@ func look(t testing.TB, topo *lab.Topology, cfg *model.Config) (f *host.Facts) {
 			return err
 		}
 		defer l.Close()
-		f, err = l.Look(host.NeedsOf(cfg))
+		f, err = l.Look(host.NeedsOf(cfg), 0)
 		return err
 	}))
 	return f
@@ -232,7 +232,14 @@ func TestWatch(t *testing.T) {
 	topo := gateway(t)
 	b := topo.Backends[0]
 	w := watch(t, topo)
-	w.Set(to(b.V4, b.V6))
+	// With so many it would take a minute to find by looking at one after the other what
+	// the kernel notifies of.
+	addrs := []netip.Addr{b.V4, b.V6}
+	for i := range 2000 {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{10, 200, byte(i >> 8), byte(i)}))
+	}
+	ip(t, topo.Gateway, "route", "add", "10.200.0.0/16", "via", b.V4.String())
+	w.Set(to(addrs...))
 	await(t, w) // nothing is wrong, and it says so
 	ip(t, topo.Gateway, "route", "add", "blackhole", b.V4.String())
 	await(t, w, host.NoRoute)
@@ -339,4 +346,36 @@ func BenchmarkAll(b *testing.B) {
 			w.step()
 		}
 	})
+}
+
+// TestLookAtSome bounds the routes that are looked for.
+func TestLookAtSome(t *testing.T) {
+	topo := gateway(t)
+	var addrs []netip.Addr
+	for i := range 1000 {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
+	}
+	check(t, topo.Gateway.Do(func() error {
+		l, err := Open()
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		for most, bounds := range map[int][2]int{0: {1000, 1000}, 1000: {1000, 1000}, 200: {150, 260}, 1: {1, asked}} {
+			f, err := l.Look(host.NeedsOf(to(addrs...)), most)
+			if err != nil {
+				return err
+			}
+			known, last := 0, 0
+			for i, r := range f.Routes {
+				if r != nil {
+					known, last = known+1, i
+				}
+			}
+			if known < bounds[0] || known > bounds[1] || most == 200 && last < 700 {
+				t.Errorf("at most %d: %d routes, the last %d", most, known, last)
+			}
+		}
+		return nil
+	}))
 }
