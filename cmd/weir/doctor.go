@@ -112,7 +112,7 @@ func (e *env) printDoctor(rep doctorReport) error {
 	}
 	var items []string
 	for _, c := range rep.Checked {
-		items = append(items, fmt.Sprintf("%d %s", c.Count, c.What))
+		items = append(items, fmt.Sprintf("%s %d", c.What, c.Count))
 	}
 	fmt.Fprintf(&b, "checked: %s\n", strings.Join(items, ", "))
 	switch {

@@ -32,7 +32,7 @@ warning  conntrack-full: the connection table is 80% full or more
          once it is full, new connections are dropped
          fix: sysctl -w net.netfilter.nf_conntrack_max=524288
 info     not-running: weir run is not active here
-checked: 3 services, 12 routes to backends
+checked: services 3, routes to backends 12
 2 errors, 1 warning
 `
 	well, fine := ill(), ill()
@@ -43,8 +43,8 @@ checked: 3 services, 12 routes to backends
 		want string
 	}{
 		"ill":  {ill(), want},
-		"well": {well, "info     not-running: weir run is not active here\nchecked: 3 services, 12 routes to backends\nnothing is wrong; 1 line for information\n"},
-		"fine": {fine, "checked: 3 services, 12 routes to backends\nnothing is wrong\n"},
+		"well": {well, "info     not-running: weir run is not active here\nchecked: services 3, routes to backends 12\nnothing is wrong; 1 line for information\n"},
+		"fine": {fine, "checked: services 3, routes to backends 12\nnothing is wrong\n"},
 	} {
 		var out bytes.Buffer
 		if err := (&env{stdout: &out}).printDoctor(c.rep); err != nil {

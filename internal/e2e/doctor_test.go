@@ -79,7 +79,7 @@ func TestDoctorBesideARunningWeir(t *testing.T) {
 	if d := s.doctor(); d.code != 0 || !d.Running || len(d.Findings) != 0 {
 		t.Fatalf("of a healthy site: %+v", d)
 	}
-	if out := s.must("doctor", "--state", filepath.Join(s.dir, "state.json")); !strings.HasSuffix(out, "\nnothing is wrong\n") || !strings.Contains(out, "2 services, 4 routes to backends, ") {
+	if out := s.must("doctor", "--state", filepath.Join(s.dir, "state.json")); !strings.HasSuffix(out, "\nnothing is wrong\n") || !strings.Contains(out, "checked: services 2, routes to backends 4, devices 3, addresses to hold 2, ") {
 		t.Errorf("of a healthy site:\n%s", out)
 	}
 	in, out := lab.InsideDev, lab.OutsideDev
