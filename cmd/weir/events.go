@@ -18,9 +18,10 @@ func (e *env) eventsCmd() *cobra.Command {
 	var follow bool
 	c := &cobra.Command{
 		Use:   "events",
-		Short: "Show what happened: states, operators' words, reloads, repairs, errors",
+		Short: "Show what happened: states, operators' words, reloads, repairs, the box, errors",
 		Long: `Show what happened since weir was started: states of backends that changed, what
-operators said, reloads, repairs and errors. The last 4,096 are kept. With -o json each
+operators said, reloads, repairs, what weir needs of the box and went or came back, and
+errors. The last 4,096 are kept. With -o json each
 is an object on a line of its own.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.events(c.Context(), since, follow) },
 	}
@@ -55,6 +56,9 @@ func eventText(ev engine.Event) string {
 	words := []string{fmt.Sprintf("%6d  %s  %-8s", ev.Seq, ev.At.Format(time.DateTime), ev.Kind)}
 	if ev.Service != "" {
 		words = append(words, ev.Service+" "+ev.Backend+":")
+	}
+	if ev.Finding != "" {
+		words = append(words, ev.Finding+" "+ev.Subject+":")
 	}
 	if ev.To != "" {
 		words = append(words, ev.From+" -> "+ev.To)

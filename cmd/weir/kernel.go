@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"weir/internal/engine"
-	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/vip"
 )
@@ -71,30 +69,4 @@ func needsRights(err error) error {
 		return fmt.Errorf("%w: weir needs root, or CAP_NET_ADMIN and CAP_NET_RAW", err)
 	}
 	return err
-}
-
-// forwarding returns a warning for each family that cfg serves and the kernel does not
-// forward: packets to backends elsewhere would end here.
-func forwarding(cfg *model.Config) []string {
-	var out []string
-	for _, f := range []struct {
-		family model.Family
-		key    string
-	}{{model.IPv4, "net.ipv4.ip_forward"}, {model.IPv6, "net.ipv6.conf.all.forwarding"}} {
-		served := false
-		for _, s := range cfg.Services {
-			for _, b := range s.Backends {
-				served = served || b.Family() == f.family
-			}
-		}
-		if !served {
-			continue
-		}
-		v, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(f.key, ".", "/"))
-		if err == nil && strings.TrimSpace(string(v)) == "0" {
-			out = append(out, fmt.Sprintf("%s is 0: the kernel forwards nothing to backends on other hosts; "+
-				"type: sysctl -w %s=1", f.key, f.key))
-		}
-	}
-	return out
 }

@@ -32,6 +32,9 @@ type env struct {
 	state          string // path of the file that keeps what operators say
 }
 
+// defaultConfig is the configuration when none is named.
+const defaultConfig = "/etc/weir/weir.yaml"
+
 // usageError is a mistake on the command line.
 type usageError struct{ err error }
 
@@ -82,8 +85,9 @@ func (e *env) root() *cobra.Command {
 		Long: `weir reads one YAML file and makes the kernel do what it says, with nftables. The
 kernel forwards the packets, also when weir is stopped, upgraded or killed.
 
-Exit codes: 0 done; 1 the kernel or something else weir needs said no; 2 the
-configuration or the command line is wrong, and nothing was changed.`,
+Exit codes: 0 done; 1 the kernel or something else weir needs said no (doctor: there is
+something wrong); 2 the configuration or the command line is wrong, and nothing was
+changed.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -97,11 +101,11 @@ configuration or the command line is wrong, and nothing was changed.`,
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
-	flags.StringVar(&e.config, "config", "/etc/weir/weir.yaml", "configuration `FILE`")
+	flags.StringVar(&e.config, "config", defaultConfig, "configuration `FILE`")
 	flags.StringVarP(&e.output, "output", "o", "text", "form of reports: text or json")
 	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.confirmCmd(), e.runCmd(), e.clearCmd(),
 		e.statusCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
-		e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd(), e.guardCmd())
+		e.doctorCmd(), e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd(), e.guardCmd())
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = noArgs

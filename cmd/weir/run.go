@@ -22,6 +22,7 @@ import (
 	"weir/internal/conntrack"
 	"weir/internal/engine"
 	"weir/internal/health"
+	"weir/internal/host/look"
 	"weir/internal/nft"
 	"weir/internal/nudge"
 	"weir/internal/state"
@@ -80,13 +81,21 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer nudges.Close()
-	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log), Reload: hangUps(ctx), Events: events, Log: log,
+	loop := &engine.Loop{Engine: k.Engine, Load: e.readConfig, Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
 		Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
 		Notify: func(state string) { notify(log, state) }}
 	if kept := openKept(e.state, log); kept != nil {
 		loop.Kept = kept
 	}
+	watcher, err := look.NewWatcher()
+	if err != nil {
+		return err
+	}
+	loop.Host = watcher
+	watched := make(chan struct{})
+	go func() { defer close(watched); watcher.Run(ctx) }()
+	defer func() { cancel(); <-watched }()
 	loop.Start()
 	stopped, err := e.listen(ctx, loop, group, log)
 	if err != nil {
@@ -131,19 +140,6 @@ func openNudges(log *slog.Logger) (nudges, error) {
 func (n nudges) Close() {
 	n.Sender.Close()
 	n.kernel.Close()
-}
-
-// loader returns what reads the configuration.
-func (e *env) loader(log *slog.Logger) func() (engine.File, error) {
-	return func() (engine.File, error) {
-		f, err := e.readConfig()
-		if err == nil {
-			for _, w := range forwarding(f.Config) {
-				log.Warn(w)
-			}
-		}
-		return f, err
-	}
 }
 
 // hangUps returns a channel that gets something after each SIGHUP, until ctx ends.
@@ -240,15 +236,15 @@ func (c *control) Apply(ctx context.Context, by *state.Operator, file string, wi
 	if err != nil {
 		return nil, err
 	}
-	warnings := forwarding(view.Config)
+	out := warnings(view.Config)
 	if view.Pending == "" || within == 0 {
-		return warnings, nil
+		return out, nil
 	}
 	if err := startGuard(c.env.state, view.Pending); err != nil {
-		warnings = append(warnings, fmt.Sprintf("if weir is killed before that and not started again, nobody goes back: %v", err))
+		out = append(out, fmt.Sprintf("if weir is killed before that and not started again, nobody goes back: %v", err))
 		c.log.Warn("no guard for the change that waits", "error", err)
 	}
-	return warnings, nil
+	return out, nil
 }
 
 // sameFile reports whether two absolute paths are of one file.

@@ -23,9 +23,9 @@ func (e *env) statusCmd() *cobra.Command {
 		Use:   "status [SERVICE]",
 		Short: "Show services and backends: state, reason, last check, connections, packets, bytes",
 		Long: `Show services and backends with their state and what they got. A running weir says what
-it knows: of each backend the state, since when and why, the last check, and the
-connections that are open. Without one the counters are read from the kernel, for the
-services of the configuration file.`,
+it knows: what is wrong on the box, and of each backend the state, since when and why, the
+last check, and the connections that are open. Without one the counters are read from the
+kernel, for the services of the configuration file.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usageError{fmt.Errorf("status takes one service, found %d words", len(args))}
@@ -97,6 +97,12 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 		fmt.Fprintln(e.stdout, "weir's rules are not in the kernel (weir apply, weir run)")
 	}
 	e.printWaiting(st, now)
+	if st.Applied != nil && !*st.Applied {
+		fmt.Fprintln(e.stdout, "the kernel does not do all of this yet (weir events says what is in the way)")
+	}
+	for _, f := range st.Findings {
+		fmt.Fprintf(e.stdout, "%s: %s\n", f.Severity, f)
+	}
 	var rows [][]string
 	var notes []string // one for each row
 	row := func(service, backend, state, weight, share, active string, t engine.Traffic, note string) {

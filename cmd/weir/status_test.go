@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"weir/internal/engine"
+	"weir/internal/host"
 	"weir/internal/state"
 )
 
@@ -88,6 +89,31 @@ SERVICE  BACKEND  STATE  WEIGHT  SHARE  NEW  ACTIVE  PACKETS-IN  BYTES-IN  PACKE
 	}
 }
 
+func TestStatusTextOfFindings(t *testing.T) {
+	const want = `the kernel does not do all of this yet (weir events says what is in the way)
+error: net.ipv4.ip_forward is 0: the kernel forwards nothing to backends on other hosts (services web, dns); type: sysctl -w net.ipv4.ip_forward=1
+warning: the box is odd
+`
+	var out bytes.Buffer
+	e := &env{stdout: &out}
+	no := false
+	st := lively()
+	st.Applied = &no
+	st.Findings = []host.Finding{forwardOff(), {ID: "x", Severity: host.Warning, Found: "the box is odd"}}
+	if err := e.printStatus(st, noon); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _ := strings.Cut(out.String(), "SERVICE"); got != want {
+		t.Errorf("(-want +got):\n%s", cmp.Diff(want, got))
+	}
+}
+
+// forwardOff is a finding with everything that one may have.
+func forwardOff() host.Finding {
+	return host.Finding{ID: host.IPForward, Severity: host.Error, Subject: "net.ipv4.ip_forward", Found: "net.ipv4.ip_forward is 0",
+		Means: "the kernel forwards nothing to backends on other hosts", Services: []string{"web", "dns"}, Fix: "sysctl -w net.ipv4.ip_forward=1"}
+}
+
 func TestEventText(t *testing.T) {
 	for want, ev := range map[string]engine.Event{
 		"     7  2026-01-02 12:00:00  state    web 10.1.1.1:8080: up -> down (connection refused)": {Seq: 7, At: noon, Kind: "state",
@@ -100,6 +126,8 @@ func TestEventText(t *testing.T) {
 			Message: "configuration taken", By: &state.Operator{UID: 1000, PID: 42}},
 		"1000000  2026-01-02 12:00:00  reload   configuration taken": {Seq: 1000000, At: noon, Kind: "reload", Message: "configuration taken"},
 		"     9  2026-01-02 12:00:00  error    two\n        lines":   {Seq: 9, At: noon, Kind: "error", Message: "two\nlines"},
+		"    10  2026-01-02 12:00:00  host     ip-forward net.ipv4.ip_forward: ok -> error (net.ipv4.ip_forward is 0)": {Seq: 10, At: noon, Kind: "host",
+			Finding: host.IPForward, Subject: "net.ipv4.ip_forward", From: "ok", To: "error", Message: "net.ipv4.ip_forward is 0"},
 	} {
 		if got := eventText(ev); got != want {
 			t.Errorf("got  %q\nwant %q", got, want)

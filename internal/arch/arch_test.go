@@ -33,11 +33,13 @@ var may = map[string][]string{
 	"internal/nudge":       {},
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
+	"internal/host":        {"internal/model"},
+	"internal/host/look":   {"internal/host", "internal/model"},
 
 	"internal/keep": {"internal/state"},
 
-	"internal/engine": {"internal/conntrack", "internal/health", "internal/keep", "internal/model", "internal/nft", "internal/nudge",
-		"internal/plan", "internal/ruleset",
+	"internal/engine": {"internal/conntrack", "internal/health", "internal/host", "internal/keep", "internal/model", "internal/nft",
+		"internal/nudge", "internal/plan", "internal/ruleset",
 		"internal/state", "internal/vip"},
 
 	"internal/api": {"internal/config", "internal/engine", "internal/keep", "internal/model", "internal/state"},
@@ -45,8 +47,8 @@ var may = map[string][]string{
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/keep", "internal/lab", "internal/model", "internal/nft", "internal/nudge", "internal/plan", "internal/ruleset",
-		"internal/state",
+		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/model", "internal/nft",
+		"internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
 		"internal/vip"},
 
 	// Nothing of the product: they look at it from outside.
@@ -57,7 +59,7 @@ var may = map[string][]string{
 }
 
 // pure packages have no clock, no kernel and no goroutine.
-var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state"}
+var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",

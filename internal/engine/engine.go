@@ -124,6 +124,10 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 // Plan returns the plan that was applied last, nil before the first.
 func (e *Engine) Plan() *plan.Plan { return e.plan }
 
+// Known reports whether the engine knows what the kernel holds. It does not after a commit
+// that failed.
+func (e *Engine) Known() bool { return e.have != nil }
+
 // Moved tells the engine that somebody committed rules at generation gen that touch none
 // of weir's tables, so that nothing has to be read again.
 func (e *Engine) Moved(gen uint32) {

@@ -11,11 +11,13 @@ import (
 type Event struct {
 	Seq     uint64    `json:"seq"` // counts up from 1 with each start of weir
 	At      time.Time `json:"time"`
-	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "error"
+	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "host", "error"
 	Service string    `json:"service,omitempty"`
 	Backend string    `json:"backend,omitempty"`
-	From    string    `json:"from,omitempty"` // for "state": the state before
-	To      string    `json:"to,omitempty"`   // for "state": the state now
+	Finding string    `json:"finding,omitempty"` // for "host": what it is about, a host.Finding's ID
+	Subject string    `json:"subject,omitempty"` // and its Subject
+	From    string    `json:"from,omitempty"`    // for "state": the state before; for "host": the severity, or "ok"
+	To      string    `json:"to,omitempty"`      // the same now
 	Message string    `json:"message,omitempty"`
 
 	By *state.Operator `json:"by,omitempty"` // who said so; nil: nobody over the socket

@@ -56,6 +56,12 @@ func checked(weights ...int) *model.Config {
 
 func startLive(t *testing.T, cfg *model.Config, memory engine.Memory) *live {
 	t.Helper()
+	return startLiveWith(t, cfg, memory, func(*engine.Loop) {})
+}
+
+// startLiveWith is startLive with a loop that more is put into.
+func startLiveWith(t *testing.T, cfg *model.Config, memory engine.Memory, more func(*engine.Loop)) *live {
+	t.Helper()
 	r := &rig{t: t, k: nftfake.New(), clock: newClock(), cfg: cfg, reload: make(chan struct{}),
 		states: make(chan string, 100), reports: make(chan engine.Report, 1000)}
 	l := &live{rig: r, asked: make(chan []health.Target, 100), saved: make(chan engine.Memory, 100),
@@ -65,6 +71,7 @@ func startLive(t *testing.T, cfg *model.Config, memory engine.Memory) *live {
 		Notify: func(s string) { r.states <- s }, Report: func(rep engine.Report) { r.reports <- rep },
 		Checks: &asked{l.asked}, Results: engine.NewInbox(), Traffic: l.table, Memory: memory, Journal: engine.NewJournal(),
 		Save: func(m engine.Memory) error { l.saved <- m; return nil }}
+	more(l.loop)
 	l.loop.Start()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"weir/internal/health"
+	"weir/internal/host"
 	"weir/internal/keep"
 	"weir/internal/model"
 	"weir/internal/nft"
@@ -44,6 +45,7 @@ type Loop struct {
 	Checks  Checker            // who asks the backends; nil: nobody
 	Results *Inbox             // what they answered; nil: nothing
 	Traffic Connections        // the connection table; nil: it is left alone
+	Host    Host               // what the box provides; nil: nobody watches it
 	Memory  Memory             // what was known before this start
 	Save    func(Memory) error // keeps what is known; nil: it is lost
 	Journal *Journal           // nil: events are lost
@@ -65,6 +67,8 @@ type Loop struct {
 	cuts       []Cut             // connections to end once the next commit is done
 	pending    bool              // the kernel is not as it should be
 	announce   bool              // somebody waits to hear "ready"
+	findings   []host.Finding    // what is wrong on the box; nil: not known
+	repairErr  string            // of the last repair: it has been said
 	unsaved    bool              // what there is to remember is not on disk
 	saveFailed bool              // and the last try failed: that has been said
 	pause      time.Duration     // before the next try; 0: none failed
@@ -131,6 +135,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			call()
 		case <-l.Results.wake():
 			l.results()
+		case list := <-l.found():
+			l.judged(list)
 		case e, ok := <-l.Events:
 			switch {
 			case !ok:
@@ -183,6 +189,9 @@ func (l *Loop) set(cfg *model.Config) {
 	l.file = cfg
 	l.roster.Load(cfg)
 	l.watch()
+	if l.Host != nil {
+		l.Host.Set(cfg)
+	}
 	l.Memory.Down = nil // it is of before the start: a check that a later file adds begins anew
 	l.pending = true
 }
@@ -266,19 +275,24 @@ func (l *Loop) foreign(e nft.Event) bool {
 // repair looks whether the kernel still holds what it should. A failure is not waited
 // for: the next look comes by itself.
 func (l *Loop) repair(ctx context.Context) {
-	if l.pending {
+	if l.pending && l.retry == nil || l.Engine.Plan() == nil {
 		return // what is wanted is on its way
 	}
+	// While a change that failed waits for its next try, what was reached before it is kept.
 	rep, err := l.Engine.Repair(ctx)
-	switch {
-	case errors.Is(err, context.Canceled):
-	case err != nil:
-		l.Log.Error("repair failed", "error", err)
-	case !rep.Delta.Empty():
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	if rep.Delta != nil && !rep.Delta.Empty() && l.Engine.Known() {
 		l.Log.Warn("somebody changed weir's rules: put back", "change", rep.Delta.Summary(),
 			"took", rep.Read+rep.Commit)
 		l.note(Event{Kind: "repair", Message: "somebody changed weir's rules: " + rep.Delta.Summary()})
 	}
+	if words := addressWords(rep.Addresses.Added); words != "" {
+		l.Log.Warn("somebody took weir's addresses away: put back", "addresses", words)
+		l.note(Event{Kind: "repair", Message: "somebody took weir's addresses away: put back " + words})
+	}
+	l.repairFailed(err)
 	l.report(rep)
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"weir/internal/host"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/plan"
@@ -21,6 +22,10 @@ type Status struct {
 	Services []ServiceStatus `json:"services"`
 	Waiting  *Waiting        `json:"waiting,omitempty"`  // a change that is not confirmed yet
 	Rejected *Rejected       `json:"rejected,omitempty"` // the last one that was not, until another is taken
+
+	// What only a running weir knows.
+	Findings []host.Finding `json:"findings,omitzero"` // what is wrong on the box, the worst first
+	Applied  *bool          `json:"applied,omitempty"` // the kernel does what is wanted; else it is tried again
 }
 
 // ServiceStatus is the share of one service.

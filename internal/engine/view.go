@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"weir/internal/health"
+	"weir/internal/host"
 	"weir/internal/model"
 	"weir/internal/plan"
 	"weir/internal/state"
@@ -23,6 +24,7 @@ type View struct {
 	Pending  string                     // the id of the change that waits, "": none
 	Waiting  *Waiting                   // the change that waits for its confirmation
 	Rejected *Rejected                  // the one that was not confirmed last
+	Findings []host.Finding             // what is wrong on the box; nil: not known
 
 	counted []plan.Counted
 }
@@ -38,6 +40,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 			v.Pending = l.book.Pending.ID
 		}
 		v.Waiting, v.Rejected = NewWaiting(l.book.Pending, l.Clock()), NewRejected(l.book.Rejected)
+		v.Findings = l.findings // replaced, never changed
 		for _, s := range l.file.Services {
 			v.Backends[s.Name] = slices.Clone(l.roster.Backends(s))
 		}
@@ -61,6 +64,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	}
 	st, err := readStatus(ctx, k, &cfg, v.counted)
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
+	st.Findings, st.Applied = v.Findings, &v.Applied
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}
