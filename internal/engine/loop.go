@@ -157,8 +157,17 @@ func (l *Loop) prepare() {
 	if l.Results == nil {
 		l.Results = NewInbox()
 	}
-	l.roster = NewRoster(l.Memory.Words)
+	l.roster = NewRoster(l.resumed())
 	l.trackers = map[Member]*health.Tracker{}
+}
+
+// resumed returns what operators said to the weir before, as it holds now.
+func (l *Loop) resumed() map[Member]state.Word {
+	words := make(map[Member]state.Word, len(l.Memory.Words))
+	for m, w := range l.Memory.Words {
+		words[m] = w.Resume(l.Now())
+	}
+	return words
 }
 
 // load reads the file and takes it if it is good.

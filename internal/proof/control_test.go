@@ -26,9 +26,10 @@ func shortDir(tb testing.TB) string {
 	return dir
 }
 
-// quick is a check that finds out soon.
+// quick is a check that finds out soon. Its probes have all of the interval, for a machine
+// with other work.
 func quick() *model.Check {
-	return &model.Check{Kind: model.CheckTCP, Every: 200 * time.Millisecond, Timeout: 100 * time.Millisecond,
+	return &model.Check{Kind: model.CheckTCP, Every: 200 * time.Millisecond, Timeout: 200 * time.Millisecond,
 		Rise: 2, Fall: 3, Jitter: model.DefaultCheckJitter}
 }
 
@@ -71,6 +72,10 @@ func (t *town) say(i int, word func(service, backend string) (api.Backend, error
 
 func (t *town) drain(i int) {
 	t.say(i, func(s, b string) (api.Backend, error) { return t.api().Drain(t.tb.Context(), s, b, 0) })
+}
+
+func (t *town) disable(i int) {
+	t.say(i, func(s, b string) (api.Backend, error) { return t.api().Disable(t.tb.Context(), s, b) })
 }
 
 func (t *town) enable(i int) {
@@ -138,12 +143,6 @@ func (t *town) arrivals(i int) *lab.Arrivals {
 func (t *town) silence(i int) {
 	t.tb.Helper()
 	must(t.Backends[i].Run("nft", "table inet silence { chain in { type filter hook prerouting priority -300; policy drop; }; }"))(t.tb)
-}
-
-// speak takes silence back.
-func (t *town) speak(i int) {
-	t.tb.Helper()
-	must(t.Backends[i].Run("nft", "delete", "table", "inet", "silence"))(t.tb)
 }
 
 // duration is a time that can be set from outside.

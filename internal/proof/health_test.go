@@ -185,7 +185,7 @@ func TestFlapping(tt *testing.T) {
 	lasts := duration(tt, "WEIR_PROOF_FLAP", 8*time.Second)
 	t := newTown(tt)
 	c := quick()
-	c.Every, c.Timeout, c.Rise, c.Fall = 100*time.Millisecond, 90*time.Millisecond, 1, 1
+	c.Every, c.Timeout, c.Rise, c.Fall = 100*time.Millisecond, 100*time.Millisecond, 1, 1
 	t.write(newConfig(t.checked(c)))
 	t.start()
 	t.checkedOnce()

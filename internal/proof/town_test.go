@@ -44,6 +44,7 @@ type town struct {
 	*lab.Topology
 	binary  string // the weir that runs
 	config  string
+	state   string        // where weir keeps what it remembers
 	servers []*lab.Server // of the backends, in their order
 	kernel  *nft.Conn     // of the gateway
 	log     *safeBuffer
@@ -85,6 +86,7 @@ func newTownOf(tb testing.TB, backends int) *town {
 	check(tb, t.Gateway.Do(func() (err error) { t.kernel, err = nft.Open(); return err }))
 	tb.Cleanup(func() { t.kernel.Close() })
 	t.config = filepath.Join(shortDir(tb), "weir.yaml")
+	t.state = t.config + ".state"
 	t.listen()
 	return t
 }
@@ -119,7 +121,7 @@ func (t *town) notifyPath() string { return t.config + ".notify" }
 
 // start starts `weir run` and waits until it is ready.
 func (t *town) start() {
-	cmd := t.Gateway.Command(t.binary, "run", "--config", t.config, "--state", t.config+".state")
+	cmd := t.Gateway.Command(t.binary, "run", "--config", t.config, "--state", t.state)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+t.notifyPath())
 	cmd.Stderr = t.log
 	t.weir = must(t.Gateway.Start(cmd))(t.tb)
