@@ -72,7 +72,6 @@ type balancer struct {
 // The rows.
 const (
 	weirDeath      = "weir"
-	weirReset      = "weir, on_down: reset"
 	haproxyDeath   = "haproxy, TCP mode"
 	haproxyRetries = "haproxy, option redispatch"
 )
@@ -85,8 +84,7 @@ type running struct {
 
 func (b *bench) balancers() []balancer {
 	list := []balancer{
-		{weirDeath, func(ctx context.Context, t *lab.Topology) (*running, error) { return b.runWeir(t, "keep") }},
-		{weirReset, func(ctx context.Context, t *lab.Topology) (*running, error) { return b.runWeir(t, "reset") }},
+		{weirDeath, func(ctx context.Context, t *lab.Topology) (*running, error) { return b.runWeir(t) }},
 	}
 	if _, err := exec.LookPath("haproxy"); err != nil {
 		b.note("haproxy is not on this machine: left out")
@@ -252,9 +250,9 @@ func (b *bench) die(ctx context.Context, t *lab.Topology, s *lab.Server, way int
 }
 
 // runWeir starts weir run with the checks of all.
-func (b *bench) runWeir(t *lab.Topology, onDown string) (*running, error) {
+func (b *bench) runWeir(t *lab.Topology) (*running, error) {
 	var f strings.Builder
-	fmt.Fprintf(&f, "services:\n  - name: web\n    listen: [\"%s/tcp\", \"%s/tcp\"]\n    on_down: %s\n", deathVIPs[0], deathVIPs[1], onDown)
+	fmt.Fprintf(&f, "services:\n  - name: web\n    listen: [\"%s/tcp\", \"%s/tcp\"]\n", deathVIPs[0], deathVIPs[1])
 	fmt.Fprintf(&f, "    check: {tcp: true, port: %d, every: %s, timeout: %s, rise: %d, fall: %d}\n    backends:\n",
 		checkPort, checkEvery, checkTimeout, checkRise, checkFall)
 	for _, h := range t.Backends {

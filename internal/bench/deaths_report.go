@@ -39,9 +39,8 @@ all: every %s, timeout %s, fall %d, rise %d. Medians of the rounds; in brackets,
 	fmt.Fprintf(w, `
 Server killed: its sockets are closed, and the host refuses connections. Host silent: it drops all that
 comes. The last new connection is the last first packet that reaches the host's device, answered or not.
-weir forwards packets: a client whose connection is refused hears of it, and one whose first packet is lost
-sends it again after a second; with on_down: reset that goes to another backend. HAProxy connects on its own,
-three more times (retries 3, timeout connect %s), with redispatch the last time or, once the server is down, at
-once to another: so it can hide what weir cannot. Clients wait %s.
+weir forwards packets: a client whose connection is refused hears of it; one whose first packet is lost sends it
+again after a second, and gets another backend then. HAProxy connects on its own, three more times (retries 3,
+timeout connect %s), with redispatch at last to another: so it can hide what weir cannot. Clients wait %s.
 `, connectTimeout, deathPatience)
 }

@@ -16,7 +16,7 @@ func TestDeaths(t *testing.T) {
 	require(t, "go", "nft")
 	b := &bench{options: options{limit: time.Minute, weir: buildWeir(t)}, dir: t.TempDir(), told: map[string]bool{}}
 	rep := &Report{}
-	for way, name := range []string{weirReset, haproxyRetries} {
+	for way, name := range []string{weirDeath, haproxyRetries} {
 		list := b.balancers()
 		i := slices.IndexFunc(list, func(l balancer) bool { return l.name == name })
 		if i < 0 {
@@ -41,7 +41,7 @@ func TestDeaths(t *testing.T) {
 	if err := rep.print(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{ways[0].name, weirReset, "does not serve", "Clients wait 3s"} {
+	for _, want := range []string{ways[0].name, weirDeath, "does not serve", "Clients wait 3s"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, &out)
 		}

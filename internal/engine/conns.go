@@ -50,6 +50,13 @@ func over(f conntrack.Flow) bool {
 	return f.Proto == model.TCP && (f.TCPState == timeWait || f.TCPState == closed)
 }
 
+// unanswered reports whether a TCP client has had no answer at all yet. There is nothing to
+// keep of such a connection: without it, the client's next try of its first packet, a
+// second later, gets another backend, and the client never learns of the one that died.
+func unanswered(f conntrack.Flow) bool {
+	return f.Proto == model.TCP && f.Status&conntrack.StatusSeenReply == 0
+}
+
 // End implements Connections: it deletes what the kernel remembers of them. The next
 // packet of a UDP flow then starts anew and gets another backend; the next packet of a
 // TCP client meets a backend that knows nothing of it, which answers with a reset.
@@ -78,7 +85,7 @@ func (c Conntrack) End(ctx context.Context, cuts []Cut) (int, error) {
 			return true
 		}
 		every, cut := all[end{s, b.ID()}]
-		if cut && (every || f.Proto == model.UDP) {
+		if cut && (every || f.Proto == model.UDP || unanswered(f)) {
 			gone, err := c.Conn.Delete(ctx, f)
 			if gone {
 				n++

@@ -85,7 +85,7 @@ type Cut struct {
 	Service *model.Service
 	Backend model.Backend
 	// All says that TCP and SCTP are meant too; else it is UDP alone, which would never
-	// notice by itself.
+	// notice by itself, and TCP clients that nobody has answered yet.
 	All bool
 }
 

@@ -107,7 +107,13 @@ func (t *town) is(i int, want state.Name) bool {
 func (t *town) awaitIs(want state.Name, backends ...int) {
 	t.tb.Helper()
 	for _, i := range backends {
-		until(t.tb, patience, fmt.Sprintf("state %s of backend %d", want, i+1), func() bool { return t.is(i, want) })
+		until(t.tb, patience, fmt.Sprintf("state %s of backend %d", want, i+1), func() bool {
+			is := t.is(i, want)
+			if !is {
+				time.Sleep(10 * look) // each look costs weir a look at all connections
+			}
+			return is
+		})
 	}
 }
 
