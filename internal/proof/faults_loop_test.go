@@ -77,11 +77,12 @@ type nobody struct{}
 // Set implements engine.Checker.
 func (nobody) Set([]health.Target) {}
 
-// probe returns what asks a backend whether it can be connected to.
+// probe returns what asks a backend whether it can be connected to. Who is dead here refuses
+// at once; who is slow is well, for this process has more to do than a weir.
 func (t *town) probe(now func() time.Time) func(context.Context, health.Target) health.Result {
 	return func(ctx context.Context, to health.Target) health.Result {
 		start := time.Now()
-		ctx, cancel := context.WithTimeout(ctx, to.Check.Timeout)
+		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		c, err := t.Gateway.Dial(ctx, "tcp", "", netip.AddrPortFrom(to.Addr, to.Port).String())
 		if err == nil {

@@ -85,7 +85,7 @@ func killUnderLoad(tt *testing.T) (saw string) {
 	if clients != kernel {
 		tt.Errorf("clients opened %d connections, but the kernel counted %d: counters did not survive", clients, kernel)
 	}
-	return fmt.Sprintf("%s, %d of them while no weir ran", ofAll(res), dead.Opened-begun.Opened)
+	return fmt.Sprintf("%s; %d were opened while no weir ran", ofAll(res), dead.Opened-begun.Opened)
 }
 
 // Bounds of the repair after somebody else's flush.
