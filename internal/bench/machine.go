@@ -18,6 +18,7 @@ type Machine struct {
 	Go       string `json:"go"`
 	Nft      string `json:"nft"`
 	Iptables string `json:"iptables"`
+	HAProxy  string `json:"haproxy"`
 }
 
 func thisMachine() Machine {
@@ -31,7 +32,8 @@ func thisMachine() Machine {
 			m.CPU, _, _ = strings.Cut(rest, "\n")
 		}
 	}
-	m.Nft, m.Iptables = version("nft"), version("iptables")
+	m.Nft, m.Iptables = version("nft", "--version"), version("iptables", "--version")
+	m.HAProxy = version("haproxy", "-v")
 	return m
 }
 
@@ -43,10 +45,10 @@ func load() string {
 	return strings.Join(strings.Fields(string(b))[:3], " ")
 }
 
-func version(program string) string {
-	out, err := exec.Command(program, "--version").Output()
+func version(program, flag string) string {
+	out, err := exec.Command(program, flag).Output()
 	if err != nil {
-		return "not here"
+		return program + " is not here"
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
 	return line

@@ -1,13 +1,14 @@
 // Command bench measures weir beside the programs that it replaces, in one run and in
 // turn: what it takes to load services and to change one backend (against nft -f and
-// iptables-restore, the same rules), and what a packet costs behind the rules of each.
+// iptables-restore, the same rules), what a packet costs behind the rules of each, and what
+// the death of a backend costs the clients (against HAProxy, the same checks).
 //
 // Its one idea: a figure means something only beside the others of the same run, because
 // machines and their load differ by more than the things measured. So every round asks
 // all of them, in changing order, medians are printed, and ratios with them.
 //
 // All of it happens in network namespaces of the run's own; it needs root for the packets
-// (BPF), and nft and iptables for those rows.
+// (BPF), and nft, iptables and haproxy for those rows.
 package main
 
 import (
@@ -52,7 +53,7 @@ type options struct {
 	sizes       []int // services, for applies
 	packetSizes []int // services, for packets
 	rounds      int
-	only        string        // "", "apply" or "packets"
+	only        string        // "", "apply", "packets" or "deaths"
 	json        string        // file, "" for none
 	weir        string        // the binary; "" builds it
 	limit       time.Duration // for one command
@@ -65,11 +66,11 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	services := fs.String("services", "", "numbers of services, separated by commas (default 10,1000,10000; for packets 1,1000,10000)")
 	quick := fs.Bool("quick", false, "leave out the largest number of services, and do 2 rounds")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, of which the median is printed")
-	fs.StringVar(&o.only, "only", "", "do one part: apply or packets")
+	fs.StringVar(&o.only, "only", "", "do one part: apply, packets or deaths")
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
 	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
-	fs.DurationVar(&o.total, "total", 9*time.Minute, "begin no further round after this time")
+	fs.DurationVar(&o.total, "total", 12*time.Minute, "begin no further round after this time")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -91,8 +92,8 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	if o.rounds < 1 || o.rounds > 100 {
 		return o, fmt.Errorf("-rounds: %d; allowed: 1 to 100", o.rounds)
 	}
-	if !slices.Contains([]string{"", "apply", "packets"}, o.only) {
-		return o, fmt.Errorf("-only: %q; allowed: apply, packets", o.only)
+	if !slices.Contains([]string{"", "apply", "packets", "deaths"}, o.only) {
+		return o, fmt.Errorf("-only: %q; allowed: apply, packets, deaths", o.only)
 	}
 	return o, nil
 }
@@ -147,12 +148,17 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 			return nil, fmt.Errorf("build weir: %w: %s", err, out)
 		}
 	}
-	if o.only != "packets" {
+	if o.only == "" || o.only == "deaths" {
+		if rep.Deaths, err = b.deaths(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.only == "" || o.only == "apply" {
 		if rep.Apply, err = b.applies(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if o.only != "apply" {
+	if o.only == "" || o.only == "packets" {
 		if rep.Packets, err = b.packets(ctx); err != nil {
 			return nil, err
 		}

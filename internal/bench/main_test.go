@@ -39,18 +39,35 @@ func require(t *testing.T, programs ...string) {
 	}
 }
 
-// TestWholeRun does all of it, small, and looks for holes in the tables.
+func buildWeir(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "weir")
+	cmd := exec.Command("go", "build", "-o", path, "weir/cmd/weir")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build weir: %v\n%s", err, out)
+	}
+	return path
+}
+
+// TestWholeRun does all of it but the deaths, small, and looks for holes in the tables.
 func TestWholeRun(t *testing.T) {
 	require(t, "go", "nft", "iptables-nft-restore", "iptables-legacy-restore")
-	o, err := parse([]string{"-services", "1,12", "-rounds", "1", "-limit", "20s"}, os.Stderr)
-	if err != nil {
-		t.Fatal(err)
+	weir := buildWeir(t)
+	part := func(name string) *Report {
+		o, err := parse([]string{"-services", "1,12", "-rounds", "1", "-limit", "20s", "-only", name, "-weir", weir}, os.Stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		rep, err := measure(t.Context(), o, &log)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, &log)
+		}
+		return rep
 	}
-	var log bytes.Buffer
-	rep, err := measure(t.Context(), o, &log)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, &log)
-	}
+	rep, more := part("apply"), part("packets")
+	rep.Packets, rep.Notes = more.Packets, append(rep.Notes, more.Notes...)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF is for root alone, and the report says so

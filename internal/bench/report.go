@@ -21,6 +21,7 @@ type Report struct {
 	Machine Machine      `json:"machine"`
 	Apply   []ApplyCell  `json:"apply"`
 	Packets []PacketCell `json:"packets"`
+	Deaths  []DeathCell  `json:"deaths"`
 	Notes   []string     `json:"notes"`
 	Seconds float64      `json:"seconds"`
 	// LoadAtEnd is the load averages when all was done. The run itself is 1 to 2 of them.
@@ -29,13 +30,16 @@ type Report struct {
 
 func (r *Report) print(w io.Writer) error {
 	m := r.Machine
-	fmt.Fprintf(w, "machine: Linux %s, %s, %d cores, load at start %s; %s; %s; %s\n",
-		m.Kernel, m.CPU, m.Cores, m.Load, m.Go, m.Nft, m.Iptables)
+	fmt.Fprintf(w, "machine: Linux %s, %s, %d cores, load at start %s; %s; %s; %s; %s\n",
+		m.Kernel, m.CPU, m.Cores, m.Load, m.Go, m.Nft, m.Iptables, m.HAProxy)
 	if len(r.Apply) > 0 {
 		r.printApply(w)
 	}
 	if len(r.Packets) > 0 {
 		r.printPackets(w)
+	}
+	if len(r.Deaths) > 0 {
+		r.printDeaths(w)
 	}
 	r.printAims(w)
 	r.printLosses(w)
@@ -206,6 +210,12 @@ func (r *Report) printAims(w io.Writer) {
 		line("one backend down or up in under 20 ms (live)", live.Health.Clock, aimChange, "ms")
 		line("  the same, CPU time", live.Health.CPU, aimChange, "ms")
 	}
+	for i, way := range ways {
+		if len(r.Deaths) > 0 {
+			line(fmt.Sprintf("%s: the last new connection to it within %s", way.name, way.bound),
+				r.death(weirDeath, ways[i].name).Last, millis(way.bound), "ms")
+		}
+	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {
 		some, most := cells[i], cells[len(cells)-1]
 		words := fmt.Sprintf("from %d to %d services flat (at most x%.2f): ", some.Services, most.Services, aimFlat)
@@ -234,11 +244,11 @@ const loses = 0.9
 func (r *Report) printLosses(w io.Writer) {
 	var order []string
 	who := map[string][]string{}
-	say := func(services int, name, what string, value, weir float64) {
+	say := func(where, name, what string, value, weir float64) {
 		if value <= 0 || value >= loses*weir {
 			return
 		}
-		key := fmt.Sprintf("%d services, %s", services, what)
+		key := where + ", " + what
 		if who[key] == nil {
 			order = append(order, key)
 		}
@@ -249,15 +259,23 @@ func (r *Report) printLosses(w io.Writer) {
 			continue
 		}
 		base, live := r.apply(weirApply, c.Services), r.apply(weirLive, c.Services)
-		say(c.Services, c.Name, "first apply (CPU)", c.First.CPU, base.First.CPU)
-		say(c.Services, c.Name, "change (CPU, to weir apply)", c.Change.CPU, base.Change.CPU)
-		say(c.Services, c.Name, "change (CPU, to weir live)", c.Change.CPU, live.Change.CPU)
-		say(c.Services, c.Name, "memory", c.Memory, base.Memory)
+		say(services(c.Services), c.Name, "first apply (CPU)", c.First.CPU, base.First.CPU)
+		say(services(c.Services), c.Name, "change (CPU, to weir apply)", c.Change.CPU, base.Change.CPU)
+		say(services(c.Services), c.Name, "change (CPU, to weir live)", c.Change.CPU, live.Change.CPU)
+		say(services(c.Services), c.Name, "memory", c.Memory, base.Memory)
 	}
 	for _, c := range r.Packets {
 		weir := r.packet(weirApply, c.Services)
-		say(c.Services, c.Name, "new connection", c.New.Least, weir.New.Least)
-		say(c.Services, c.Name, "packet of an established one", c.Established.Least, weir.Established.Least)
+		say(services(c.Services), c.Name, "new connection", c.New.Least, weir.New.Least)
+		say(services(c.Services), c.Name, "packet of an established one", c.Established.Least, weir.Established.Least)
+	}
+	for _, c := range r.Deaths {
+		weir := r.death(weirDeath, c.Way)
+		if strings.HasPrefix(c.Name, weirDeath) || c.Problem != "" {
+			continue
+		}
+		say(c.Way, c.Name, "last new connection", c.Last, weir.Last)
+		say(c.Way, c.Name, "failed requests", max(c.Failed, 0.001), weir.Failed) // none is the best there is
 	}
 	if len(order) == 0 {
 		return
@@ -267,6 +285,8 @@ func (r *Report) printLosses(w io.Writer) {
 		fmt.Fprintf(w, "  %s: %s\n", key, strings.Join(who[key], "; "))
 	}
 }
+
+func services(n int) string { return fmt.Sprintf("%d services", n) }
 
 func quotient(a, b float64) float64 {
 	if b == 0 {

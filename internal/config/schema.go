@@ -60,7 +60,7 @@ type checkKeys struct {
 	Timeout string `json:"timeout,omitempty" jsonschema_description:"Time after which a probe without an answer is bad, 10ms to every. Default: 1s, or every where that is shorter."`
 	Rise    int    `json:"rise,omitempty" jsonschema:"minimum=1,maximum=100,default=2" jsonschema_description:"Good probes in a row that make a backend up, 1 to 100. Default: 2."`
 	Fall    int    `json:"fall,omitempty" jsonschema:"minimum=1,maximum=100,default=3" jsonschema_description:"Bad probes in a row that make a backend down, 1 to 100. Default: 3."`
-	Jitter  string `json:"jitter,omitempty" jsonschema:"pattern=^[0-9]{1\\,2}(\\.[0-9]{1\\,2})?%$,default=10%" jsonschema_description:"Part of every, 0% to 50%, by which the time between two probes varies. Default: 10%."`
+	Jitter  string `json:"jitter,omitempty" jsonschema:"pattern=^[0-9]{1\\,2}(\\.[0-9]{1\\,2})?%$,default=10%" jsonschema_description:"The time between two probes is shorter than every by a random part of it up to this, 0% to 50%, so that they do not keep in step. It is never longer: a backend that stops answering is down after at most fall times every and one timeout. Default: 10%."`
 	Port    int    `json:"port,omitempty" jsonschema:"minimum=1,maximum=65535" jsonschema_description:"Port that is asked (all kinds but icmp). Default: the backend's own, the first of a range; without one the port of listen, if there is but one."`
 
 	Host   string    `json:"host,omitempty" jsonschema:"maxLength=253" jsonschema_description:"Name or address in the Host header and, over TLS, in SNI and the certificate (http, https, grpc). Default: the backend's address."`

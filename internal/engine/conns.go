@@ -55,6 +55,13 @@ func over(f conntrack.Flow) bool {
 	return f.Proto == model.TCP && (f.TCPState == timeWait || f.TCPState == closed)
 }
 
+// unanswered reports whether a TCP client has had no answer at all yet. There is nothing to
+// keep of such a connection: without it, the client's next try of its first packet, a
+// second later, gets another backend, and the client never learns of the one that died.
+func unanswered(f conntrack.Flow) bool {
+	return f.Proto == model.TCP && f.Status&conntrack.StatusSeenReply == 0
+}
+
 // End implements Connections: it deletes what the kernel remembers of them. The next
 // packet of a UDP flow then starts anew and gets another backend. TCP clients of a service
 // with `on_down: reset` get a reset; the next packet of another one meets a backend that
@@ -86,7 +93,7 @@ func (c Conntrack) End(ctx context.Context, cuts []Cut) (int, error) {
 			return true
 		}
 		every, ends := all[end{s, b.ID()}]
-		if ends && (every || f.Proto == model.UDP) {
+		if ends && (every || f.Proto == model.UDP || unanswered(f)) {
 			cut.add(ctx, s, f)
 		}
 		return true

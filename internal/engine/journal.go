@@ -30,7 +30,7 @@ const journalSize = 4096
 // be called from several goroutines.
 type Journal struct {
 	mu    sync.Mutex
-	ring  []Event // by sequence number, oldest first
+	list  []Event // by sequence number, oldest first; the last journalSize count
 	seq   uint64
 	fresh chan struct{} // closed by the next event
 }
@@ -44,10 +44,10 @@ func (j *Journal) Add(e Event) {
 	defer j.mu.Unlock()
 	j.seq++
 	e.Seq = j.seq
-	if len(j.ring) == journalSize {
-		j.ring = append(j.ring[:0], j.ring[1:]...)
+	if len(j.list) == 2*journalSize { // now and then, for thousands may come at once
+		j.list = append(j.list[:0], j.list[journalSize:]...)
 	}
-	j.ring = append(j.ring, e)
+	j.list = append(j.list, e)
 	close(j.fresh)
 	j.fresh = make(chan struct{})
 }
@@ -57,9 +57,9 @@ func (j *Journal) Add(e Event) {
 func (j *Journal) Since(seq uint64) ([]Event, <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	i := len(j.ring)
-	for i > 0 && j.ring[i-1].Seq > seq {
+	i, oldest := len(j.list), max(len(j.list)-journalSize, 0)
+	for i > oldest && j.list[i-1].Seq > seq {
 		i--
 	}
-	return append([]Event(nil), j.ring[i:]...), j.fresh
+	return append([]Event(nil), j.list[i:]...), j.fresh
 }

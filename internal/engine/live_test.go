@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -405,5 +406,43 @@ func TestFullDisk(t *testing.T) {
 	}
 	if said != 1 {
 		t.Errorf("said %d times, want once", said)
+	}
+}
+
+// TestResumedWords starts over words of a weir whose clock was an hour ahead: a drain of
+// ten seconds has ten seconds.
+func TestResumedWords(t *testing.T) {
+	later := time.Now().Add(time.Hour)
+	l := startLive(t, checked(1, 1), engine.Memory{Words: map[engine.Member]state.Word{
+		first: {Admin: state.Drain, At: later, Deadline: later.Add(10 * time.Second)}}})
+	v, err := l.loop.View(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(v.Words[first].Deadline); left > 10*time.Second || left < -time.Minute {
+		t.Errorf("the drain ends in %s", left)
+	}
+	if b := v.Backends["web"][0]; b.State != state.Draining || b.Since.After(time.Now()) {
+		t.Errorf("%+v", b)
+	}
+}
+
+// TestJournalIsBounded keeps the last events, and no more, however many came.
+func TestJournalIsBounded(t *testing.T) {
+	const kept = 4096
+	j := engine.NewJournal()
+	for i := range 5 * kept / 2 {
+		_, more := j.Since(math.MaxUint64)
+		j.Add(engine.Event{})
+		<-more
+		if n := i + 1; n%1000 == 0 || n == kept || n == kept+1 || n == 2*kept+1 {
+			list, _ := j.Since(0)
+			if len(list) != min(n, kept) || list[len(list)-1].Seq != uint64(n) || list[0].Seq != uint64(max(n-kept, 0)+1) {
+				t.Fatalf("after %d: %d events, %d to %d", n, len(list), list[0].Seq, list[len(list)-1].Seq)
+			}
+			if list, _ = j.Since(uint64(n - 3)); len(list) != 3 {
+				t.Errorf("after %d: %d events since the last but three", n, len(list))
+			}
+		}
 	}
 }

@@ -101,7 +101,7 @@ type Cut struct {
 	Service *model.Service
 	Backend model.Backend
 	// All says that TCP and SCTP are meant too; else it is UDP alone, which would never
-	// notice by itself.
+	// notice by itself, and TCP clients that nobody has answered yet.
 	All bool
 }
 
@@ -178,8 +178,17 @@ func (l *Loop) prepare() {
 	if l.Results == nil {
 		l.Results = NewInbox()
 	}
-	l.roster = NewRoster(l.Memory.Words)
+	l.roster = NewRoster(l.resumed())
 	l.trackers = map[Member]*health.Tracker{}
+}
+
+// resumed returns what operators said to the weir before, as it holds now.
+func (l *Loop) resumed() map[Member]state.Word {
+	words := make(map[Member]state.Word, len(l.Memory.Words))
+	for m, w := range l.Memory.Words {
+		words[m] = w.Resume(l.Now())
+	}
+	return words
 }
 
 // set makes cfg what is wanted.

@@ -26,7 +26,7 @@ type Stats struct {
 	Targets  int           // now
 	InFlight int           // probes now
 	Started  uint64        // probes
-	Skipped  uint64        // turns missed: the last probe still ran, or this process did not
+	Skipped  uint64        // turns that nobody got: the last probe ran over two, or this process did not run
 	MaxLag   time.Duration // the latest that a probe started after its turn
 }
 
@@ -34,8 +34,13 @@ type Stats struct {
 //
 // One goroutine keeps the turns in a heap; each probe has its own goroutine, so that one
 // that waits delays nobody, and there is at most one for each target. A turn is counted
-// from the turn before, not from the end of the probe. A turn that comes while the
-// target's last probe is still running is skipped, never queued.
+// from the turn before, not from the end of the probe. One that comes while the target's
+// last probe is still running is taken when that has ended, and the next is counted from
+// there; no more than one waits.
+//
+// So a probe begins at most Check.Every after the one before, for jitter only shortens and
+// no probe takes longer than its timeout, which is at most Every: what stops answering is
+// known to be bad after at most Fall × Every and the time that the last probe takes.
 type Prober struct {
 	probe  func(context.Context, Target) Result
 	report func(Update)
@@ -61,6 +66,7 @@ type job struct {
 	turn    time.Time
 	index   int // in turns
 	running bool
+	waiting bool            // its turn came while it was running
 	ctx     context.Context // ends when the target is no longer asked
 	end     context.CancelFunc
 }
@@ -123,6 +129,11 @@ func (p *Prober) Set(targets []Target) {
 		heap.Push(&p.turns, j)
 	}
 	p.stats.Targets = len(p.targets)
+	p.rouse()
+}
+
+// rouse has run look at the turns again.
+func (p *Prober) rouse() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -196,10 +207,12 @@ func (p *Prober) start(j *job, now time.Time) {
 		p.stats.Skipped++
 		return
 	}
-	vary := j.Check.Jitter * (2*p.rand.Float64() - 1)
-	j.turn = j.turn.Add(time.Duration(float64(j.Check.Every) * (1 + vary)))
+	j.turn = j.turn.Add(time.Duration(float64(j.Check.Every) * (1 - j.Check.Jitter*p.rand.Float64())))
 	if j.running {
-		p.stats.Skipped++
+		if j.waiting {
+			p.stats.Skipped++
+		}
+		j.waiting = true
 		return
 	}
 	j.running = true
@@ -217,6 +230,12 @@ func (p *Prober) ask(j *job) {
 	j.running = false
 	p.stats.InFlight--
 	current := p.targets[j.ID] == j
+	if current && j.waiting {
+		j.waiting = false
+		j.turn = time.Now()
+		heap.Fix(&p.turns, j.index)
+		p.rouse()
+	}
 	p.mu.Unlock()
 	if current {
 		p.report(Update{ID: j.ID, Result: r})

@@ -74,11 +74,11 @@ func TestProberSpreadsAndPaces(t *testing.T) {
 			for i := 1; i < len(starts); i++ {
 				gap := starts[i] - starts[i-1]
 				sum += gap
-				if gap < every*9/10 || gap > every*11/10 {
+				if gap < every*9/10 || gap > every {
 					t.Fatalf("target %s: interval %v", id, gap)
 				}
 			}
-			if mean := sum / time.Duration(len(starts)-1); mean < every*95/100 || mean > every*105/100 || mean == every {
+			if mean := sum / time.Duration(len(starts)-1); mean < every*92/100 || mean > every*98/100 {
 				t.Errorf("target %s: mean interval %v", id, mean)
 			}
 			if d.updates[id] != len(starts) {
@@ -111,7 +111,8 @@ func TestProberFirstTurns(t *testing.T) {
 	})
 }
 
-// A probe that hangs delays nobody, and the turns of its own target are skipped.
+// A probe that hangs delays nobody; one of the turns of its own target waits for its end,
+// the others are skipped.
 func TestProberSkips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDiary()
@@ -121,16 +122,56 @@ func TestProberSkips(t *testing.T) {
 		p.Set(many(2, &model.Check{Every: time.Second, Timeout: time.Second}))
 		time.Sleep(8700 * time.Millisecond)
 		synctest.Wait()
-		if got := fmt.Sprint(d.start["0"]); got != "[0s 4s 8s]" {
+		if got := fmt.Sprint(d.start["0"]); got != "[0s 3.5s 7s]" {
 			t.Errorf("the one that hangs: %s", got)
 		}
 		if got := fmt.Sprint(d.start["1"]); got != "[500ms 1.5s 2.5s 3.5s 4.5s 5.5s 6.5s 7.5s 8.5s]" {
 			t.Errorf("the other: %s", got)
 		}
-		if s := p.Stats(); s.Skipped != 6 || s.InFlight != 1 {
+		if s := p.Stats(); s.Skipped != 4 || s.InFlight != 1 {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// What stops answering is known to be bad within Fall × Every and the time of a probe,
+// whatever the jitter, and also where a probe that waits in vain takes all of the interval.
+func TestProberBound(t *testing.T) {
+	for _, timeout := range []time.Duration{10 * time.Millisecond, 500 * time.Millisecond, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			const n, fall, every, death = 200, 3, time.Second, 4321 * time.Millisecond
+			begin := time.Now()
+			probe := func(ctx context.Context, _ Target) Result {
+				if time.Since(begin) < death {
+					return Result{OK: true, At: time.Now()}
+				}
+				time.Sleep(timeout)
+				return Result{At: time.Now()}
+			}
+			known := map[string]time.Duration{}
+			bad := map[string]int{}
+			report := func(u Update) {
+				if u.Result.OK {
+					return
+				}
+				if bad[u.ID]++; bad[u.ID] == fall {
+					known[u.ID] = u.Result.At.Sub(begin) - death
+				}
+			}
+			p := NewProber(report, Options{Probe: probe, Rand: rand.New(rand.NewPCG(1, 2))})
+			p.Set(many(n, &model.Check{Every: every, Timeout: timeout, Fall: fall, Jitter: 0.5}))
+			time.Sleep(20 * time.Second)
+			p.Close()
+			if len(known) != n {
+				t.Errorf("timeout %v: %d of %d were found bad", timeout, len(known), n)
+			}
+			for id, took := range known {
+				if took > fall*every+timeout {
+					t.Errorf("timeout %v: target %s was found bad after %v", timeout, id, took)
+				}
+			}
+		})
+	}
 }
 
 func TestProberSet(t *testing.T) {

@@ -39,11 +39,11 @@ const (
 // is immutable, and comparable by reflect.DeepEqual.
 type Check struct {
 	Kind    CheckKind
-	Every   time.Duration // from the start of one probe to the start of the next, 100ms to 1h
+	Every   time.Duration // from the start of one probe to the start of the next, at most; 100ms to 1h
 	Timeout time.Duration // of one probe, 10ms to Every
 	Rise    int           // good probes in a row that make a backend up, 1 to 100
 	Fall    int           // bad probes in a row that make it down, 1 to 100
-	Jitter  float64       // each interval varies by at most this part of Every, 0 to 0.5
+	Jitter  float64       // each interval is shorter than Every by a random part of it up to this, 0 to 0.5
 	Port    uint16        // 0: the port on which the backend gets its traffic
 
 	Path   string      // CheckHTTP and CheckHTTPS: the path, with its query

@@ -1,25 +1,49 @@
 package proof
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"weir/internal/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(lab.Main(runner{m})) }
 
-// build builds weir for a test and returns its path.
-func build(tb testing.TB) string {
-	path := filepath.Join(tb.TempDir(), "weir")
-	cmd := exec.Command("go", "build", "-o", path, "weir/cmd/weir")
+// runner gives the tests a place for the weir that they share.
+type runner struct{ m *testing.M }
+
+// Run implements what lab.Main wants.
+func (r runner) Run() int {
+	dir, err := os.MkdirTemp("", "weir-proof-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	weirPath = filepath.Join(dir, "weir")
+	return r.m.Run()
+}
+
+var weirPath string
+
+// built builds weir for the first test that wants it.
+var built = sync.OnceValue(func() error {
+	cmd := exec.Command("go", "build", "-o", weirPath, "weir/cmd/weir")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		tb.Fatalf("build weir: %v\n%s", err, out)
+		return fmt.Errorf("build weir: %w\n%s", err, out)
 	}
-	return path
+	return nil
+})
+
+// build returns the path of a weir.
+func build(tb testing.TB) string {
+	check(tb, built())
+	return weirPath
 }
 
 // check ends the test if err is not nil.

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"strings"
@@ -51,8 +52,8 @@ func TestReloadUnderLoad(tt *testing.T) {
 	}
 }
 
-// TestKillUnderLoad kills weir and starts it again while traffic flows.
-func TestKillUnderLoad(tt *testing.T) {
+// killUnderLoad kills weir and starts it again while traffic flows.
+func killUnderLoad(tt *testing.T) (saw string) {
 	t := newTown(tt)
 	t.write(t.even())
 	t.start()
@@ -84,6 +85,7 @@ func TestKillUnderLoad(tt *testing.T) {
 	if clients != kernel {
 		tt.Errorf("clients opened %d connections, but the kernel counted %d: counters did not survive", clients, kernel)
 	}
+	return fmt.Sprintf("%s; %d were opened while no weir ran", ofAll(res), dead.Opened-begun.Opened)
 }
 
 // Bounds of the repair after somebody else's flush.
@@ -92,14 +94,14 @@ const (
 	repairBound = 5 * time.Second // what no machine is slow enough for
 )
 
-// TestFlushUnderLoad lets another tool flush all rules while traffic flows. New
+// flushUnderLoad lets another tool flush all rules while traffic flows. New
 // connections must fail then; those that are open are in the kernel's table of
 // connections, not in the rules, and go on when translation is back. But an answer that
 // is on its way while there are no rules reaches the client with the server's own
 // address, and the client resets what it does not know: the server has lost the
 // connection, and the client finds out at its next question, or by its timeout. So a
 // few of the long ones may break.
-func TestFlushUnderLoad(tt *testing.T) {
+func flushUnderLoad(tt *testing.T) (saw string) {
 	tool(tt, "nft")
 	t := newTown(tt)
 	t.write(t.even())
@@ -138,4 +140,5 @@ func TestFlushUnderLoad(tt *testing.T) {
 	if !strings.Contains(t.log.String(), "put back") {
 		tt.Errorf("weir does not tell of the repair:\n%s", t.log)
 	}
+	return fmt.Sprintf("%s; rules were back after %d ms", ofAll(res), took.Milliseconds())
 }

@@ -82,6 +82,20 @@ func (w Word) operator() string {
 	return "by operator " + w.By.String()
 }
 
+// Resume returns the word as a weir takes it over from the one before it. A time that was
+// written down is the wall clock's, which may have been set back since: a drain then has
+// the time that it was given, not that and what the clock lost.
+func (w Word) Resume(now time.Time) Word {
+	if !w.At.After(now) {
+		return w
+	}
+	if !w.Deadline.IsZero() {
+		w.Deadline = now.Add(w.Deadline.Sub(w.At))
+	}
+	w.At = now
+	return w
+}
+
 // Health is what the checks found. The zero value is a backend of which nothing is known
 // yet: it counts as up, so that a weir that starts takes nobody out.
 type Health struct {

@@ -164,3 +164,25 @@ func TestEffective(t *testing.T) {
 		t.Errorf("effective %v, file %v", e.Backends, s.Backends)
 	}
 }
+
+// TestResume: a drain that was written down has the time that it was given, at most.
+func TestResume(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	w := state.Word{Admin: state.Drain, At: at, Deadline: at.Add(10 * time.Minute)}
+	for _, c := range []struct {
+		now  time.Time
+		w    state.Word
+		want time.Time // of the deadline
+	}{
+		{at, w, w.Deadline},
+		{at.Add(time.Minute), w, w.Deadline},
+		{at.Add(time.Hour), w, w.Deadline},
+		{at.Add(-time.Hour), w, at.Add(-50 * time.Minute)},
+		{at.Add(-time.Hour), state.Word{Admin: state.Drain, At: at}, time.Time{}},
+	} {
+		got := c.w.Resume(c.now)
+		if !got.Deadline.Equal(c.want) || got.At.After(c.now) || got.Admin != state.Drain {
+			t.Errorf("at %s: %+v, want the deadline %s", c.now, got, c.want)
+		}
+	}
+}
