@@ -144,8 +144,21 @@ func (o *oracle) sighting(p probe, t ruleset.Trace) sighting {
 	return sighting{p.from, t.Verdict, p.src, p.dst}
 }
 
+// relook is for how long sets are read again that are not as they should be: while the
+// kernel makes room in one, which it does when it finds time, a dump may miss elements or
+// have them twice. What packets did not bring does not come by waiting.
+const relook = 5 * time.Second
+
 // sameElements compares the sets and maps that packets fill.
 func (o *oracle) sameElements(k *nft.Conn, t *ruleset.Table) error {
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if err := o.compareElements(k, t); err == nil || time.Since(begin) > relook {
+			return err
+		}
+	}
+}
+
+func (o *oracle) compareElements(k *nft.Conn, t *ruleset.Table) error {
 	want := maps.Clone(o.updates)
 	for _, s := range t.Sets {
 		if !s.Dynamic {
