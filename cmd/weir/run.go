@@ -20,6 +20,7 @@ import (
 	"weir/internal/conntrack"
 	"weir/internal/engine"
 	"weir/internal/health"
+	"weir/internal/metrics"
 	"weir/internal/model"
 	"weir/internal/nft"
 )
@@ -28,6 +29,8 @@ import (
 type runOptions struct {
 	group string // who may speak to weir, besides its own user
 	state string // the file that keeps operators' words
+
+	metrics string // address and port for Prometheus; "": on the socket alone
 }
 
 func (e *env) runCmd() *cobra.Command {
@@ -44,6 +47,7 @@ When it stops, or is killed, the kernel goes on with the rules as they are.`,
 	}
 	c.Flags().StringVar(&o.group, "group", "", "`GROUP` that may use weir's socket too; else only its own user and root")
 	c.Flags().StringVar(&o.state, "state", stateFile(), "`FILE` that keeps what operators say across restarts")
+	c.Flags().StringVar(&o.metrics, "metrics", "", "`ADDRESS:PORT` on which Prometheus gets /metrics too, such as 127.0.0.1:9545; else only on weir's socket")
 	return c
 }
 
@@ -78,7 +82,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		Memory: known, Save: save, Journal: engine.NewJournal(),
 		Notify: func(state string) { notify(log, state) }}
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, group, log)
+	stopped, err := e.listen(ctx, loop, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -140,7 +144,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -161,10 +165,21 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slo
 		flows.Close()
 		return nil, err
 	}
-	server := api.New(&control{loop, counters, engine.Conntrack{Conn: flows}, log}, version, log)
+	weir := &control{loop, counters, engine.Conntrack{Conn: flows}, log}
+	server := api.New(weir, version, log)
+	numbers := metrics.Handler(weir, version)
+	server.Metrics(numbers)
+	stopTCP, err := serveMetrics(tcp, numbers, log)
+	if err != nil {
+		counters.Close()
+		flows.Close()
+		l.Close()
+		return nil, err
+	}
 	done := make(chan error, 1)
 	go func() {
 		err := server.Serve(ctx, l)
+		stopTCP()
 		counters.Close()
 		flows.Close()
 		done <- err
@@ -190,6 +205,9 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 	}
 	return view.Status(ctx, c.counters, live, service)
 }
+
+// Counts implements metrics.Source.
+func (c *control) Counts() map[string]uint64 { return c.Journal.Counts() }
 
 // Since implements api.Controller.
 func (c *control) Since(seq uint64) ([]engine.Event, <-chan struct{}) { return c.Journal.Since(seq) }

@@ -38,10 +38,12 @@ var may = map[string][]string{
 
 	"internal/api": {"internal/config", "internal/engine", "internal/model", "internal/state"},
 
+	"internal/metrics": {"internal/engine"},
+
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/lab", "internal/model", "internal/nft", "internal/plan", "internal/ruleset", "internal/state",
+		"internal/health", "internal/lab", "internal/metrics", "internal/model", "internal/nft", "internal/plan", "internal/ruleset", "internal/state",
 		"internal/vip"},
 
 	// Nothing of the product: they look at it from outside.

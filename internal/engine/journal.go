@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"sync"
 	"time"
 )
@@ -26,17 +27,19 @@ type Journal struct {
 	mu    sync.Mutex
 	ring  []Event // by sequence number, oldest first
 	seq   uint64
-	fresh chan struct{} // closed by the next event
+	kinds map[string]uint64 // how many of each there were
+	fresh chan struct{}     // closed by the next event
 }
 
 // NewJournal returns an empty journal.
-func NewJournal() *Journal { return &Journal{fresh: make(chan struct{})} }
+func NewJournal() *Journal { return &Journal{kinds: map[string]uint64{}, fresh: make(chan struct{})} }
 
 // Add numbers the event and keeps it.
 func (j *Journal) Add(e Event) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.seq++
+	j.kinds[e.Kind]++
 	e.Seq = j.seq
 	if len(j.ring) == journalSize {
 		j.ring = append(j.ring[:0], j.ring[1:]...)
@@ -56,4 +59,11 @@ func (j *Journal) Since(seq uint64) ([]Event, <-chan struct{}) {
 		i--
 	}
 	return append([]Event(nil), j.ring[i:]...), j.fresh
+}
+
+// Counts returns how many events of each kind there were.
+func (j *Journal) Counts() map[string]uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return maps.Clone(j.kinds)
 }
