@@ -54,7 +54,7 @@ type Options struct {
 	Strict     bool
 	MaxBytes   int64 // of text in one file, after unpacking
 	MaxEntries int   // in the whole list, doubles included
-	MaxLine    int   // bytes, at most 65,536
+	MaxLine    int   // bytes, at most 65,534
 }
 
 func (o Options) withDefaults() Options {
@@ -67,7 +67,7 @@ func (o Options) withDefaults() Options {
 	if o.MaxLine <= 0 {
 		o.MaxLine = DefaultMaxLine
 	}
-	o.MaxLine = min(o.MaxLine, readSize)
+	o.MaxLine = min(o.MaxLine, readSize-len("\r\n"))
 	return o
 }
 

@@ -126,12 +126,11 @@ func (s *span) parseRange(text []byte, n, at int) fault {
 	i++
 	i += spaces(text[i:])
 	var end span
-	if f := end.parse(text[i:], at+i); f.kind != fine {
+	switch f := end.parse(text[i:], at+i); {
+	case f.kind != fine && f.kind != notEntry:
 		return f
-	}
-	switch {
-	case end.first4 != end.last4 || end.first6 != end.last6 || bytes.ContainsAny(text[i:], "/-"):
-		return fault{notEntry, at + i, at + len(text)}
+	case f.kind == notEntry || bytes.ContainsAny(text[i:], "/-"):
+		return fault{notEntry, at, at + len(text)}
 	case end.is4 != s.is4:
 		return fault{twoFamilies, at, at + len(text)}
 	}

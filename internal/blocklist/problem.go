@@ -93,11 +93,11 @@ var words = [...]string{
 	cutJSON:       "%s is not a whole JSON object, and the file ends in it: it may be half written",
 	noCIDR:        `%s has no "cidr" that is a string; want an object such as {"cidr":"192.0.2.0/24"}`,
 	badCIDR:       "the cidr of %s is no entry of a list; allowed: 192.0.2.0/24, and the same in IPv6",
-	recordCount:   "the metadata tells of %s records; there were %d: the file is not whole",
+	recordCount:   "the metadata tells of %d records; there were %d: the file is not whole",
 }
 
-// message returns the words for fault f of line; number is for those that show one.
-func (f fault) message(line []byte, number int) (found, msg string) {
+// message returns the words for fault f of line; numbers are for those that show some.
+func (f fault) message(line []byte, numbers ...any) (found, msg string) {
 	found = shorten(string(line[f.from:min(f.to, f.from+8*maxFound)]))
 	form := words[f.kind]
 	if f.kind == notEntry || f.kind == notJSON || f.kind == cutJSON {
@@ -108,10 +108,10 @@ func (f fault) message(line []byte, number int) (found, msg string) {
 			form = "%s is not UTF-8 text; want: " + entryForms
 		}
 	}
-	if strings.Contains(form, "%d") {
-		return found, fmt.Sprintf(form, strconv.Quote(found), number)
+	if strings.Contains(form, "%s") {
+		numbers = append([]any{strconv.Quote(found)}, numbers...)
 	}
-	return found, fmt.Sprintf(form, strconv.Quote(found))
+	return found, fmt.Sprintf(form, numbers...)
 }
 
 // maxFound is how many characters of a bad line a message shows.

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// readSize is the buffer for reading, and so the longest line there can be.
+	// readSize is the buffer for reading: a line that does not fit is too long.
 	readSize = 64 << 10
 	// hopelessLine is a line so long that the file is no list.
 	hopelessLine = 1 << 20
@@ -49,7 +49,7 @@ func (b *Builder) AddEntry(file string, line, column int, text string) error {
 	var it item
 	f := it.span.parse([]byte(text), 0)
 	if f.kind != fine {
-		found, msg := f.message([]byte(text), 0)
+		found, msg := f.message([]byte(text))
 		return &Problem{List: b.list.Name, File: file, Line: line, Column: column, Found: found, Msg: msg}
 	}
 	n := len(b.list.Files)
@@ -179,7 +179,7 @@ func (b *Builder) unpack(name string, r io.Reader) (*bufio.Reader, error) {
 func (b *Builder) unreadable(name string, line int, err error) *Problem {
 	switch {
 	case errors.Is(err, errTooLarge):
-		return b.fatal(name, line, fmt.Sprintf("more than %d bytes of text, the most a file of a list may hold", b.opts.MaxBytes))
+		return b.fatal(name, 0, fmt.Sprintf("more than %d bytes of text, the most a file of a list may hold", b.opts.MaxBytes))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return b.fatal(name, line, "gzip data end early: the file is half written")
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
@@ -209,12 +209,13 @@ func (f *fileReader) read() error {
 			return f.b.unreadable(f.file.Name, f.file.Lines+1, err)
 		}
 		f.file.Lines++
-		if len(line) > f.b.opts.MaxLine+len("\r\n") {
+		text := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+		if err == bufio.ErrBufferFull || len(text) > f.b.opts.MaxLine {
 			f.bad(line, fault{tooLong, 0, len(line)}, false)
-			if err := f.skipLine(strconv.Quote(string(line[:16])), err); err != nil {
+			if err := f.skipLine(strconv.Quote(string(line[:min(16, len(line))])), err); err != nil {
 				return err
 			}
-		} else if err := f.line(&it, bytes.TrimSuffix(line, []byte("\n")), err == io.EOF); err != nil {
+		} else if err := f.line(&it, text, err == io.EOF); err != nil {
 			return err
 		}
 		if f.file.Entries == 0 && f.file.Skipped >= hopelessLines {
@@ -250,7 +251,7 @@ func (f *fileReader) line(it *item, line []byte, last bool) error {
 	}
 	if bad.kind == fine {
 		if it.records >= 0 && it.records != f.json {
-			f.note(line, fault{recordCount, 0, 0}, it.records)
+			f.note(f.problem(line, fault{recordCount, 0, 0}, it.records, f.json))
 		}
 		return nil
 	}
@@ -258,12 +259,12 @@ func (f *fileReader) line(it *item, line []byte, last bool) error {
 		f.json++
 		if bad.kind == notJSON && last {
 			bad.kind = cutJSON
-			_, msg := bad.message(line, 0)
+			_, msg := bad.message(line)
 			return f.b.fatal(f.file.Name, f.file.Lines, msg)
 		}
 	}
 	if bad.kind == setSecond || bad.kind == setMask {
-		f.note(line, bad, 0) // no entry is left out
+		f.note(f.problem(line, bad)) // no entry is left out
 		return nil
 	}
 	f.bad(line, bad, last)
@@ -274,32 +275,37 @@ func (f *fileReader) line(it *item, line []byte, last bool) error {
 func (f *fileReader) bad(line []byte, what fault, last bool) {
 	f.file.Skipped++
 	f.b.list.Counts.Skipped++
-	p := f.note(line, what, f.b.opts.MaxLine)
-	if p != nil && last {
+	if f.first != nil && len(f.b.list.Problems) == MaxProblems {
+		f.b.more++ // no need for words
+		return
+	}
+	var p *Problem
+	if what.kind == tooLong {
+		p = f.problem(line, what, f.b.opts.MaxLine)
+	} else {
+		p = f.problem(line, what)
+	}
+	if last {
 		p.Msg += "; the file ends in this line, without a line feed: it may be half written"
 	}
-}
-
-// note keeps a problem, if there is room. The result is nil when there is not.
-func (f *fileReader) note(line []byte, what fault, number int) *Problem {
-	list := f.b.list
-	if len(list.Problems) == MaxProblems && f.first != nil {
-		f.b.more++
-		return nil
-	}
-	found, msg := what.message(line, number)
-	if what.kind == recordCount {
-		msg = fmt.Sprintf(words[recordCount], number, f.json)
-	}
-	p := &Problem{List: list.Name, File: f.file.Name, Line: f.file.Lines, Found: found, Msg: msg,
-		Column: utf8.RuneCount(line[:what.from]) + 1}
 	if f.first == nil {
 		f.first = p
 	}
-	if len(list.Problems) == MaxProblems {
+	f.note(p)
+}
+
+// problem puts a fault of the line that was read last into words.
+func (f *fileReader) problem(line []byte, what fault, numbers ...any) *Problem {
+	found, msg := what.message(line, numbers...)
+	return &Problem{List: f.b.list.Name, File: f.file.Name, Line: f.file.Lines, Found: found, Msg: msg,
+		Column: utf8.RuneCount(line[:what.from]) + 1}
+}
+
+// note keeps a problem, if there is room.
+func (f *fileReader) note(p *Problem) {
+	if len(f.b.list.Problems) == MaxProblems {
 		f.b.more++
-		return nil
+		return
 	}
-	list.Problems = append(list.Problems, p)
-	return p
+	f.b.list.Problems = append(f.b.list.Problems, p)
 }
