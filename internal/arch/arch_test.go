@@ -42,6 +42,7 @@ var may = map[string][]string{
 	"internal/api": {"internal/config", "internal/engine", "internal/model", "internal/state"},
 
 	"internal/metrics": {"internal/engine"},
+	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
 
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
