@@ -23,6 +23,7 @@ import (
 	"weir/internal/engine"
 	"weir/internal/health"
 	"weir/internal/host/look"
+	"weir/internal/metrics"
 	"weir/internal/nft"
 	"weir/internal/nudge"
 	"weir/internal/state"
@@ -30,7 +31,8 @@ import (
 
 // runOptions are the flags of `weir run`.
 type runOptions struct {
-	group string // who may speak to weir, besides its own user
+	group   string // who may speak to weir, besides its own user
+	metrics string // address and port for Prometheus; "": on the socket alone
 }
 
 func (e *env) runCmd() *cobra.Command {
@@ -47,6 +49,7 @@ When it stops, or is killed, the kernel goes on with the rules as they are.`,
 	}
 	c.Flags().StringVar(&o.group, "group", "", "`GROUP` that may use weir's socket too; else only its own user and root")
 	e.stateFlag(c)
+	c.Flags().StringVar(&o.metrics, "metrics", "", "`ADDRESS:PORT` on which Prometheus gets /metrics too, such as 127.0.0.1:9545; else only on weir's socket")
 	return c
 }
 
@@ -97,7 +100,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	go func() { defer close(watched); watcher.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, group, log)
+	stopped, err := e.listen(ctx, loop, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -181,7 +184,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -202,10 +205,21 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slo
 		flows.Close()
 		return nil, err
 	}
-	server := api.New(&control{loop, counters, engine.Conntrack{Conn: flows}, log, e}, version, log)
+	weir := &control{loop, counters, engine.Conntrack{Conn: flows}, log, e}
+	server := api.New(weir, version, log)
+	numbers := metrics.Handler(weir, version)
+	server.Metrics(numbers)
+	stopTCP, err := serveMetrics(tcp, numbers, log)
+	if err != nil {
+		counters.Close()
+		flows.Close()
+		l.Close()
+		return nil, err
+	}
 	done := make(chan error, 1)
 	go func() {
 		err := server.Serve(ctx, l)
+		stopTCP()
 		counters.Close()
 		flows.Close()
 		done <- err
@@ -269,6 +283,9 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 	}
 	return view.Status(ctx, c.counters, live, service)
 }
+
+// Counts implements metrics.Source.
+func (c *control) Counts() map[string]uint64 { return c.Journal.Counts() }
 
 // Since implements api.Controller.
 func (c *control) Since(seq uint64) ([]engine.Event, <-chan struct{}) { return c.Journal.Since(seq) }

@@ -6,6 +6,7 @@
 // it is still not trusted: bodies, waits and the number of followers are bounded, and
 // what is wrong is answered with a status of 400 and up and an Error.
 //
+//	GET  /metrics                                      for Prometheus: docs/METRICS.md
 //	GET  /v1/version
 //	GET  /v1/status[?service=NAME]
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line

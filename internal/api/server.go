@@ -66,6 +66,15 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 	return s
 }
 
+// Metrics has h answer GET /metrics.
+func (s *Server) Metrics(h http.Handler) {
+	s.routes.HandleFunc("/metrics", func(w http.ResponseWriter, r *http.Request) {
+		if allowed(w, r, "GET") {
+			h.ServeHTTP(w, r)
+		}
+	})
+}
+
 // Serve answers requests until ctx ends, and closes l. It returns nil, unless l failed.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)

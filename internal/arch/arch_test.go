@@ -22,6 +22,9 @@ var may = map[string][]string{
 	"internal/ruleset": {"internal/flow", "internal/model"},
 	"internal/plan":    {"internal/flow", "internal/model", "internal/ruleset"},
 
+	"internal/blocklist":       {"internal/model"},
+	"internal/blocklist/files": {"internal/blocklist"},
+
 	"internal/config":            {"internal/config/yaml", "internal/flow", "internal/model"},
 	"internal/config/yaml":       {},
 	"internal/config/configtest": {"internal/model"},
@@ -44,10 +47,13 @@ var may = map[string][]string{
 
 	"internal/api": {"internal/config", "internal/engine", "internal/keep", "internal/model", "internal/state"},
 
+	"internal/metrics": {"internal/engine"},
+	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
+
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/model", "internal/nft",
+		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/metrics", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
 		"internal/vip"},
 
@@ -59,7 +65,8 @@ var may = map[string][]string{
 }
 
 // pure packages have no clock, no kernel and no goroutine.
-var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host"}
+var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host",
+	"internal/blocklist"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",

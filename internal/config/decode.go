@@ -19,6 +19,7 @@ type decoder struct {
 
 	seeded   bool           // hash_seed was there: it may be 0
 	names    map[string]int // services: name to line
+	lists    map[string]int // blocklists: name to line
 	listens  []listenAt     // of all services
 	assigns  []assignAt
 	devices  []groupDevice
@@ -135,6 +136,10 @@ func (d *decoder) Entry(key, value yaml.Node) bool {
 		if value.Kind() != yaml.Sequence {
 			d.addf(value, w, "%s is not allowed; want a list of services, [] for none", describe(value))
 		}
+	case "blocklists":
+		d.blocklists(value, w)
+	case "allow":
+		d.allow(value, w)
 	default:
 		d.unknown(key, top(""), topAllowed)
 	}

@@ -27,6 +27,7 @@ func Marshal(cfg *model.Config) []byte {
 			fmt.Fprintf(&b, "  %q: %s\n", name, quotedList(cfg.Interfaces[name]))
 		}
 	}
+	marshalBlocklists(&b, cfg)
 	if len(cfg.Services) == 0 {
 		b.WriteString("services: []\n")
 		return b.Bytes()

@@ -20,7 +20,10 @@ type fileKeys struct {
 	HashSeed   uint32        `json:"hash_seed,omitempty" jsonschema:"minimum=0,maximum=4294967295,default=2003134834" jsonschema_description:"Seed of every hash: which backend a client gets with balance maglev or source depends on it. The same on every node of a group. 0 to 4294967295, also in hexadecimal (0x5eed1234). Default: 2003134834 (0x77656972)."`
 	MarkMask   uint32        `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
 	Interfaces groups        `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
-	Services   []serviceKeys `json:"services" jsonschema_description:"The services. A list without entries is written [] and is allowed."`
+	Services   []serviceKeys `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists."`
+
+	Blocklists []blocklistKeys `json:"blocklists,omitempty" jsonschema:"maxItems=64" jsonschema_description:"Lists of addresses whose packets are turned away before anything else is done with them. Default: none."`
+	Allow      oneOrMore       `json:"allow,omitempty" jsonschema_description:"Addresses and prefixes that are never blocked, whatever a list says. Default: none."`
 }
 
 type serviceKeys struct {
@@ -44,6 +47,15 @@ type backendKeys struct {
 	Weight  int        `json:"weight,omitempty" jsonschema:"minimum=0,maximum=256,default=1" jsonschema_description:"Share of the new connections, compared with the other backends of the service, 0 to 256. 0: no new ones, for a backend that is to be taken out. Default: 1."`
 	Backup  bool       `json:"backup,omitempty" jsonschema:"default=false" jsonschema_description:"Whether the backend gets new connections only when too few others are up (min_healthy). At least one backend of each family must be no backup. Default: false."`
 	Check   checkEntry `json:"check,omitempty" jsonschema_description:"How this backend is asked for its health, in the place of the service's check as a whole; none: not at all. Default: as the service says."`
+}
+
+type blocklistKeys struct {
+	Name      string    `json:"name" jsonschema:"pattern=^[A-Za-z0-9][A-Za-z0-9_.-]{0\\,62}$" jsonschema_description:"Name of the list, by which commands and metrics know it. Unique among the lists. Letters, digits, dot, dash and underscore; begins with a letter or digit; at most 63 bytes; not operator, which is the list of weir block."`
+	Entries   oneOrMore `json:"entries,omitempty" jsonschema_description:"Addresses, prefixes (192.0.2.0/24) and ranges (192.0.2.1-192.0.2.9), of both families. Default: none."`
+	Files     oneOrMore `json:"files,omitempty" jsonschema_description:"Files with entries, and globs such as lists/*.netset, relative to the directory of this file; read again when they change. Plain addresses, prefixes and ranges with # and ; comments, ipset save, Spamhaus DROP (text and JSON lines), FireHOL netsets; any of them in gzip. Default: none."`
+	Action    string    `json:"action,omitempty" jsonschema:"default=drop" jsonschema_description:"What happens to packets from these addresses. drop: they vanish. reject: the sender is told (TCP reset; ICMP administratively prohibited for the rest). count: nothing; they are only counted. Default: drop."`
+	Strict    bool      `json:"strict,omitempty" jsonschema:"default=false" jsonschema_description:"Whether a line that is no entry makes the whole list bad, so that the last good one stays. Otherwise it is left out, counted and told. Default: false."`
+	MaxChange string    `json:"max_change,omitempty" jsonschema:"pattern=^([0-9]{1\\,3}(\\.[0-9]{1\\,2})?%|off)$,default=50%" jsonschema_description:"Part of the list that may come or go at once, 1% to 900%; a change beyond is taken for a mistake, and the last good list stays. off: any change is taken. Default: 50%."`
 }
 
 type checkKeys struct {
@@ -163,6 +175,12 @@ func (serviceKeys) JSONSchemaExtend(s *jsonschema.Schema) {
 	}
 }
 
+// JSONSchemaExtend lists the words of action.
+func (blocklistKeys) JSONSchemaExtend(s *jsonschema.Schema) {
+	p, _ := s.Properties.Get("action")
+	setWords(p, actionWords)
+}
+
 func setWords(s *jsonschema.Schema, words []string) {
 	for _, w := range words {
 		s.Enum = append(s.Enum, w)
@@ -194,6 +212,7 @@ var (
 	serviceAllowed = keysOf[serviceKeys]()
 	backendAllowed = keysOf[backendKeys]()
 	checkAllowed   = keysOf[checkKeys]()
+	listAllowed    = keysOf[blocklistKeys]()
 	udpAllowed     = keysOf[udpKeys]()
 )
 

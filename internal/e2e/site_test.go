@@ -119,8 +119,9 @@ func (s *site) apply(text string) {
 	s.must("apply")
 }
 
-// start starts `weir run` and waits until it says that it is ready.
-func (s *site) start() {
+// start starts `weir run`, with more flags if there are, and waits until it says that it
+// is ready.
+func (s *site) start(flags ...string) {
 	s.t.Helper()
 	path := filepath.Join(s.dir, "notify")
 	_ = os.Remove(path) // of a weir before
@@ -132,7 +133,7 @@ func (s *site) start() {
 	log, err := os.Create(string(s.log))
 	check(s.t, err)
 	defer log.Close()
-	cmd := exec.Command(binary, "run", "--config", s.config, "--state", filepath.Join(s.dir, "state.json"))
+	cmd := exec.Command(binary, append([]string{"run", "--config", s.config, "--state", filepath.Join(s.dir, "state.json")}, flags...)...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
 	cmd.Stdout, cmd.Stderr = log, log
 	s.run, err = s.Gateway.Start(cmd)

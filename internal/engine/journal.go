@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -32,17 +33,19 @@ type Journal struct {
 	mu    sync.Mutex
 	list  []Event // by sequence number, oldest first; the last journalSize count
 	seq   uint64
-	fresh chan struct{} // closed by the next event
+	kinds map[string]uint64 // how many of each there were
+	fresh chan struct{}     // closed by the next event
 }
 
 // NewJournal returns an empty journal.
-func NewJournal() *Journal { return &Journal{fresh: make(chan struct{})} }
+func NewJournal() *Journal { return &Journal{kinds: map[string]uint64{}, fresh: make(chan struct{})} }
 
 // Add numbers the event and keeps it.
 func (j *Journal) Add(e Event) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.seq++
+	j.kinds[e.Kind]++
 	e.Seq = j.seq
 	if len(j.list) == 2*journalSize { // now and then, for thousands may come at once
 		j.list = append(j.list[:0], j.list[journalSize:]...)
@@ -62,4 +65,11 @@ func (j *Journal) Since(seq uint64) ([]Event, <-chan struct{}) {
 		i--
 	}
 	return append([]Event(nil), j.list[i:]...), j.fresh
+}
+
+// Counts returns how many events of each kind there were.
+func (j *Journal) Counts() map[string]uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return maps.Clone(j.kinds)
 }

@@ -36,6 +36,8 @@ type Config struct {
 	MarkMask   uint32              // bits of packet and connection marks that weir may use
 	Interfaces map[string][]string // interface groups: name to device names
 	Services   []*Service          // in file order; names are unique
+	Blocklists []*Blocklist        // in file order; names are unique
+	Allow      []netip.Prefix      // masked; never blocked, whatever a list says
 }
 
 // Family is an IP version: 4 or 6.

@@ -71,6 +71,7 @@ func RandomModel(t *rapid.T, opts *Options) *model.Config {
 	if !g.o.NoAssign {
 		cfg.Interfaces = g.interfaces()
 	}
+	cfg.Blocklists, cfg.Allow = g.blocklists(), g.allow()
 	n := g.upTo(1, g.o.MaxServices, "services")
 	for i := range n {
 		cfg.Services = append(cfg.Services, g.service(i))

@@ -29,6 +29,7 @@ func RandomText(t *rapid.T, cfg *model.Config) string {
 	if len(cfg.Interfaces) > 0 {
 		parts = append(parts, w.groups())
 	}
+	parts = append(parts, w.lists()...)
 	text := strings.Join(rapid.Permutation(parts).Draw(t, "order"), w.comment())
 	if w.flip("document marker") {
 		text = "---\n" + text

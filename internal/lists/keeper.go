@@ -1,0 +1,256 @@
+// Package lists keeps the blocklists of a configuration read.
+//
+//	model.Blocklist ─┐
+//	files ───────────┼─▶ Keeper ─ guards ─▶ blocklist.Compiled
+//	weir block ──────┘
+//
+// Files are read again when they change. A list that cannot be read, that would cut off
+// what the machine needs, or that changes by more than its max_change, is not taken: the
+// last good one stays, also across a restart of weir, and Status says why.
+package lists
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"weir/internal/blocklist"
+	"weir/internal/model"
+)
+
+// Operator names the list that Block fills. No list of the configuration is called so.
+const Operator = "operator"
+
+// Options say where things are. The zero value knows no files' copies and protects only
+// what the configuration names.
+type Options struct {
+	Config string // name of the configuration file, for messages
+	Dir    string // where copies of the last good files are kept; "": nowhere
+	// Protected returns what of the machine itself no list may cut off: its addresses and
+	// gateways. It may be nil.
+	Protected func() ([]blocklist.Protected, error)
+	Now       func() time.Time // nil: time.Now
+	Log       *slog.Logger     // nil: nothing is told
+}
+
+// Keeper holds the lists. Its methods may be called from several goroutines.
+type Keeper struct {
+	o Options
+
+	mu       sync.Mutex
+	cfg      *model.Config // of the last Take
+	lists    []*source     // of cfg, in its order
+	blocks   []Block       // what operators said, in the order of its time
+	operator *blocklist.List
+	compiled *blocklist.Compiled
+	used     []blocklist.Use // what compiled was made of
+	allowed  []netip.Prefix
+	guard    string // why what all lists together come to is not in use; "": it is
+}
+
+// New returns a keeper without lists. blocks is what operators said before.
+func New(o Options, blocks []Block) *Keeper {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Keeper{o: o, blocks: slices.Clone(blocks), compiled: &blocklist.Compiled{}}
+}
+
+// Take makes the lists those of cfg and reads what is new. Lists that are bad do not make
+// it fail: Status tells of them.
+func (k *Keeper) Take(cfg *model.Config) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	old := k.lists
+	k.cfg, k.lists = cfg, nil
+	for _, decl := range cfg.Blocklists {
+		i := slices.IndexFunc(old, func(s *source) bool { return s.decl.Name == decl.Name })
+		s := &source{decl: decl}
+		if i >= 0 {
+			s = old[i]
+			s.declare(decl)
+		} else {
+			s.recall(k.o)
+		}
+		k.lists = append(k.lists, s)
+		s.look(k.o, true)
+	}
+	k.expire()
+	k.compile()
+}
+
+// Poll reads what has changed and reports whether Compiled is another one now. It is to be
+// called about once a second: a file that is being written is left alone until it has not
+// changed from one call to the next.
+func (k *Keeper) Poll() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	changed := k.expire()
+	for _, s := range k.lists {
+		if s.look(k.o, false) {
+			changed = true
+		}
+	}
+	if !changed {
+		return false
+	}
+	before := k.compiled
+	k.compile()
+	return k.compiled != before
+}
+
+// Accept takes a list as its files have it now, however much it changed; all other guards
+// hold. It returns ErrNoList when there is none of that name.
+func (k *Keeper) Accept(name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	i := slices.IndexFunc(k.lists, func(s *source) bool { return s.decl.Name == name })
+	if i < 0 {
+		return ErrNoList
+	}
+	s := k.lists[i]
+	s.stamps, s.anyChange = nil, true
+	s.look(k.o, true)
+	k.compile()
+	if s.problem != "" {
+		return errors.New(s.problem)
+	}
+	return nil
+}
+
+// ErrNoList says that the configuration names no such list.
+var ErrNoList = errors.New("no such blocklist")
+
+// Compiled returns what all lists come to.
+func (k *Keeper) Compiled() *blocklist.Compiled {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.compiled
+}
+
+// compile merges the lists, as far as they are good, and takes the result if it cuts
+// nothing off that must not be.
+func (k *Keeper) compile() {
+	for _, s := range k.lists {
+		s.cuts = "" // judged anew: the machine may be another one
+	}
+	protected := k.protected()
+	for range 2*len(k.lists) + 2 { // each turn takes at least one list back, or ends
+		uses := k.uses()
+		compiled, err := blocklist.Compile(uses, k.allow())
+		if err != nil {
+			k.refuse(err.Error())
+			return
+		}
+		problems := blocklist.CheckProtected(compiled, protected)
+		if len(problems) == 0 {
+			k.accept(compiled, uses)
+			return
+		}
+		if !k.takeBack(problems) {
+			k.refuse(problems[0].Error())
+			return
+		}
+	}
+}
+
+// uses returns the lists in use: of each the newest that no guard has refused.
+func (k *Keeper) uses() []blocklist.Use {
+	var uses []blocklist.Use
+	for _, s := range k.lists {
+		if l := s.inUse(); l != nil {
+			uses = append(uses, blocklist.Use{List: l, Action: actions[s.decl.Action]})
+		}
+	}
+	if k.operator != nil {
+		uses = append(uses, blocklist.Use{List: k.operator, Action: blocklist.Drop})
+	}
+	return uses
+}
+
+var actions = [...]blocklist.Action{model.BlockCount: blocklist.Count, model.BlockReject: blocklist.Reject, model.BlockDrop: blocklist.Drop}
+
+// takeBack puts the last good one in the place of each list that has a problem, or
+// nothing where that is the one in use. It reports whether it could do anything.
+func (k *Keeper) takeBack(problems []*blocklist.Problem) bool {
+	done := false
+	for _, s := range k.lists {
+		i := slices.IndexFunc(problems, func(p *blocklist.Problem) bool { return p.List == s.decl.Name || p.List == "" && s.fresh != nil })
+		if i >= 0 && s.inUse() != nil {
+			s.takeBack(k.o, problems[i].Error())
+			done = true
+		}
+	}
+	return done
+}
+
+// accept makes the new ones the last good ones. What was made of the same lists stays the
+// same, so that nobody thinks that it has changed.
+func (k *Keeper) accept(c *blocklist.Compiled, uses []blocklist.Use) {
+	k.guard = ""
+	if !slices.Equal(uses, k.used) || !slices.Equal(k.allow(), k.allowed) {
+		k.compiled, k.used, k.allowed = c, uses, k.allow()
+	}
+	for _, s := range k.lists {
+		s.accept(k.o)
+	}
+}
+
+// refuse leaves all as it was.
+func (k *Keeper) refuse(why string) {
+	if k.guard != why {
+		k.o.Log.Error("blocklists not taken; those before stay", "error", why)
+	}
+	k.guard = why
+	for _, s := range k.lists {
+		if s.fresh != nil {
+			s.takeBack(k.o, why)
+		}
+	}
+}
+
+func (k *Keeper) allow() []netip.Prefix {
+	if k.cfg == nil {
+		return nil
+	}
+	return k.cfg.Allow
+}
+
+// protected is what no list may cut off. Where the machine cannot be asked, what the
+// configuration names is protected all the same.
+func (k *Keeper) protected() []blocklist.Protected {
+	var out []blocklist.Protected
+	if k.cfg != nil {
+		out = Named(k.cfg)
+	}
+	if k.o.Protected != nil {
+		own, err := k.o.Protected()
+		if err != nil {
+			k.o.Log.Error("the machine's own addresses are not known; blocklists are not checked against them", "error", err)
+		}
+		out = append(out, own...)
+	}
+	return out
+}
+
+// Named returns what of a configuration no list may cut off.
+func Named(cfg *model.Config) []blocklist.Protected {
+	var out []blocklist.Protected
+	seen := map[netip.Addr]bool{}
+	for _, s := range cfg.Services {
+		for _, b := range s.Backends {
+			if !seen[b.Addr] {
+				seen[b.Addr] = true
+				out = append(out, blocklist.Protected{Prefix: netip.PrefixFrom(b.Addr, b.Addr.BitLen()),
+					What: "backend " + b.ID() + " of service " + s.Name})
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,146 @@
+// Package metrics tells Prometheus what a running weir knows, in the names that stand in
+// docs/METRICS.md. It looks when it is asked, and keeps nothing.
+package metrics
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"weir/internal/engine"
+)
+
+// Source is a running weir. Its methods may be called from several goroutines.
+type Source interface {
+	View(ctx context.Context) (engine.View, error)
+	Status(ctx context.Context, view engine.View, service string) (engine.Status, error)
+	// Counts returns how many events of each kind there were since the start.
+	Counts() map[string]uint64
+}
+
+// timeout bounds one look.
+const timeout = 10 * time.Second
+
+// Handler answers GET /metrics for a weir of that version. What could not be learned is
+// missing from the answer, and weir_up is 0.
+func Handler(weir Source, version string) http.Handler {
+	reg := prometheus.NewRegistry()
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_build_info",
+		Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version}})
+	build.Set(1)
+	reg.MustRegister(build, &collector{weir},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 2, Timeout: 2 * timeout})
+}
+
+// collector asks weir when Prometheus asks.
+type collector struct{ weir Source }
+
+// metric is one name with its labels.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func counter(name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc(name, help, labels, nil), prometheus.CounterValue}
+}
+
+func gauge(name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc(name, help, labels, nil), prometheus.GaugeValue}
+}
+
+// The metrics. Names, labels and units are for ever.
+var (
+	up      = gauge("weir_up", "Whether weir could be asked for all that stands here.")
+	applied = gauge("weir_applied", "Whether the kernel does all that is wanted; 0 while it is tried again.")
+	loaded  = gauge("weir_rules_loaded", "Whether weir's rules are in the kernel.")
+	events  = counter("weir_events_total", "Events since weir started, by kind as in weir events.", "kind")
+
+	backendState  = gauge("weir_backend_state", "Always 1; the backend's state is a label: up, down, draining, drained, disabled, starting or backup.", "service", "backend", "state")
+	backendWeight = gauge("weir_backend_weight", "Weight of the backend, as in the file or as an operator says.", "service", "backend")
+	backendShare  = gauge("weir_backend_share_ratio", "Part of its family's new connections that the backend gets, 0 to 1.", "service", "backend")
+	backendActive = gauge("weir_backend_active_connections", "Connections to the backend that the kernel tracks.", "service", "backend")
+	backendNew    = counter("weir_backend_connections_total", "New connections that the backend got.", "service", "backend")
+	backendPkts   = counter("weir_backend_packets_total", "Packets to the backend (in) and back from it (out).", "service", "backend", "direction")
+	backendBytes  = counter("weir_backend_bytes_total", "Bytes of layer 3 to the backend (in) and back from it (out).", "service", "backend", "direction")
+	checkUp       = gauge("weir_backend_check_up", "Whether the last check of the backend was good.", "service", "backend")
+	checkTime     = gauge("weir_backend_check_duration_seconds", "How long the last check of the backend took.", "service", "backend")
+	checkAt       = gauge("weir_backend_check_timestamp_seconds", "When the last check of the backend ended, in seconds since 1970.", "service", "backend")
+)
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
+		backendNew, backendPkts, backendBytes, checkUp, checkTime, checkAt} {
+		ch <- m.desc
+	}
+}
+
+// writer sends values of metrics.
+type writer chan<- prometheus.Metric
+
+func (w writer) put(m metric, value float64, labels ...string) {
+	w <- prometheus.MustNewConstMetric(m.desc, m.kind, value, labels...)
+}
+
+func (w writer) yes(m metric, is bool, labels ...string) {
+	value := 0.0
+	if is {
+		value = 1
+	}
+	w.put(m, value, labels...)
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	w := writer(ch)
+	for kind, n := range c.weir.Counts() {
+		w.put(events, float64(n), kind)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	view, err := c.weir.View(ctx)
+	if err != nil {
+		w.yes(up, false)
+		return
+	}
+	w.yes(applied, view.Applied)
+	st, err := c.weir.Status(ctx, view, "")
+	w.yes(up, err == nil)
+	if err != nil {
+		return
+	}
+	w.yes(loaded, st.Loaded)
+	for i := range st.Services {
+		s := &st.Services[i]
+		for j := range s.Backends {
+			w.backend(s.Name, &s.Backends[j])
+		}
+	}
+}
+
+func (w writer) backend(service string, b *engine.BackendStatus) {
+	if b.State != "" {
+		w.put(backendState, 1, service, b.Address, b.State)
+	}
+	w.put(backendWeight, float64(b.Weight), service, b.Address)
+	w.put(backendShare, b.Share, service, b.Address)
+	if b.Active != nil {
+		w.put(backendActive, float64(*b.Active), service, b.Address)
+	}
+	w.put(backendNew, float64(b.NewConnections), service, b.Address)
+	w.put(backendPkts, float64(b.PacketsIn), service, b.Address, "in")
+	w.put(backendPkts, float64(b.PacketsOut), service, b.Address, "out")
+	w.put(backendBytes, float64(b.BytesIn), service, b.Address, "in")
+	w.put(backendBytes, float64(b.BytesOut), service, b.Address, "out")
+	if c := b.Check; c != nil && !c.Void {
+		w.yes(checkUp, c.OK, service, b.Address)
+		w.put(checkTime, c.LatencyMS/1000, service, b.Address)
+		w.put(checkAt, float64(c.At.UnixMilli())/1000, service, b.Address)
+	}
+}

@@ -1,0 +1,103 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"weir/internal/engine"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// fake is a weir with two backends.
+type fake struct{ view, status error }
+
+func (f fake) View(context.Context) (engine.View, error) { return engine.View{Applied: true}, f.view }
+
+func (f fake) Status(context.Context, engine.View, string) (engine.Status, error) {
+	three, at := 3, time.Date(2026, 1, 2, 3, 4, 5, 500e6, time.UTC)
+	return engine.Status{Loaded: true, Services: []engine.ServiceStatus{{Name: "web", Backends: []engine.BackendStatus{
+		{Address: "10.1.1.1:80", Weight: 2, Share: 1, State: "up", Active: &three,
+			Traffic: engine.Traffic{NewConnections: 5, PacketsIn: 6, BytesIn: 7, PacketsOut: 8, BytesOut: 9},
+			Check:   &engine.CheckStatus{OK: true, LatencyMS: 1.5, At: at}},
+		{Address: "[2001:db8::1]:80", Weight: 1, State: "down", Check: &engine.CheckStatus{LatencyMS: 1000, At: at}},
+		{Address: "10.1.1.2:80", Check: &engine.CheckStatus{Void: true, At: at}},
+	}}}}, f.status
+}
+
+func (f fake) Counts() map[string]uint64 { return map[string]uint64{"state": 4, "reload": 1} }
+
+// ask returns what Prometheus would get, without the metrics of the process.
+func ask(t *testing.T, f fake) string {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	Handler(f, "1.2.3").ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	if rec.Code != 200 {
+		t.Fatalf("%d %s", rec.Code, rec.Body)
+	}
+	if !strings.Contains(rec.Body.String(), "process_resident_memory_bytes ") || !strings.Contains(rec.Body.String(), "go_goroutines ") {
+		t.Error("the process's own are missing")
+	}
+	var out strings.Builder
+	for line := range strings.Lines(rec.Body.String()) {
+		if strings.HasPrefix(line, "weir_") || regexp.MustCompile(`^# (HELP|TYPE) weir_`).MatchString(line) {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// TestGolden holds every name, label, type and unit: they are part of weir's interface.
+func TestGolden(t *testing.T) {
+	const name = "testdata/metrics.txt"
+	got := ask(t, fake{})
+	if *update {
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("differs (-want +got); run with -update if it should:\n%s", diff)
+	}
+	problems, err := promlint.New(strings.NewReader(got)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("promlint: %v %v", problems, err)
+	}
+}
+
+// TestDocumented wants every metric in the page about them.
+func TestDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/METRICS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(ask(t, fake{}), -1) {
+		if !strings.Contains(string(page), "`"+m[1]) {
+			t.Errorf("%s is not in docs/METRICS.md", m[1])
+		}
+	}
+}
+
+// TestFailing asks a weir that does not answer.
+func TestFailing(t *testing.T) {
+	for _, f := range []fake{{view: errors.New("stuck")}, {status: errors.New("no table")}} {
+		got := ask(t, f)
+		if !strings.Contains(got, "weir_up 0\n") || strings.Contains(got, "weir_backend") {
+			t.Errorf("%v:\n%s", f, got)
+		}
+	}
+}
