@@ -1,19 +1,27 @@
 package proof
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"weir/internal/config"
+	"weir/internal/engine"
 	"weir/internal/lab"
+	"weir/internal/plan"
 	"weir/internal/state"
 )
 
 // commitTime is what weir may take to act on what the last check found.
 const commitTime = 50 * time.Millisecond
 
-// tries is how many backends may die until one of them is out within the promised time:
-// on a machine with other work a process now and then waits that long for its turn.
-const tries = 3
+// On a machine with other work a process waits for its turn: as many backends may die until
+// one is out within the promised time, and if none is, no later than busy beyond it. (That
+// checks come when they must is for TestProberBound of package health, without a machine.)
+const (
+	tries = 3
+	busy  = time.Second
+)
 
 // TestDeadBackend lets a backend die under load, in two ways, and looks when the last new
 // connection gets there: at most fall × every later where connections are refused, and one
@@ -38,14 +46,13 @@ func TestDeadBackend(tt *testing.T) {
 			t.checkedOnce()
 			l := t.startLoadOf(0, clientsWait)
 			l.more(int(l.rate / 2))
-			inTime := false
-			for i := 0; i < tries && !inTime; i++ {
-				took := t.watchDeath(l, i, way.again, way.die)
-				inTime = took <= way.bound
-				tt.Logf("the last new connection came %s after the death, promised are %s", took.Round(time.Millisecond), way.bound)
+			best := time.Hour
+			for i := 0; i < tries && best > way.bound; i++ {
+				best = min(best, t.watchDeath(l, i, way.again, way.die))
+				tt.Logf("the last new connection came at best %s after the death, promised are %s", best.Round(time.Millisecond), way.bound)
 			}
-			if !inTime {
-				tt.Errorf("no backend of %d was out within %s", tries, way.bound)
+			if best > way.bound+busy {
+				tt.Errorf("no backend of %d was out within %s and %s", tries, way.bound, busy)
 			}
 			l.reached(l.stop())
 		})
@@ -64,18 +71,21 @@ func (t *town) watchDeath(l *load, i int, again bool, die func(*town, int)) time
 	before, start := l.sofar().Failed, time.Now()
 	die(t, i)
 	t.awaitIs(state.Down, i)
-	time.Sleep(clientsWait) // those that were begun before have ended then, too
-	l.more(int(l.rate / 4))
+	wait := time.Duration(0)
+	if again {
+		wait = clientsWait
+	}
+	l.finish(wait)
 	settled := l.sofar().Failed
 	l.more(int(l.rate / 2))
 	lost, went := settled-before, a.Since(start)
 	t.tb.Logf("%d connections failed, %d went to the dead backend", lost, went)
-	most := went
+	// Beside those there are the ones that were open when it died: its share of all that may be.
+	most := went + len(l.runs)*256/len(t.Backends)
 	if again {
-		most = went / 4 // for the slowest of machines
+		most = 16 + went/2 // none where the machine has nothing else to do
 	}
-	// Beside those there are the ones that were open when it died.
-	if open := 16; lost > most+open || went == 0 {
+	if lost > most || went == 0 {
 		t.tb.Errorf("%d connections failed, of %d that went to the dead backend", lost, went)
 	}
 	if now := l.sofar().Failed; now > settled {
@@ -102,20 +112,28 @@ func TestHundredDrains(tt *testing.T) {
 		t.enable(i)
 	}
 	l := t.startLoadOf(0, 0)
-	served := func() int { return l.sofar().ByBackend[t.Backends[0].Name] }
+	// The kernel counts, for an answer may be long on its way to a busy client.
+	counters := plan.Build(must(config.Load(t.config))(tt), nil)
+	opened := func() (n uint64) {
+		for _, b := range must(engine.ReadStatus(tt.Context(), t.kernel, counters))(tt).Services[0].Backends {
+			if slices.Contains(t.ids(0), b.Address) {
+				n += b.NewConnections
+			}
+		}
+		return n
+	}
 	slowest := time.Duration(0)
 	for n := range drains {
 		begun := time.Now()
 		t.drain(0)
 		slowest = max(slowest, time.Since(begun))
-		l.more(int(l.rate / 50))
-		was := served()
-		l.more(int(l.rate / 50))
-		if more := served() - was; more > 2 { // of those that were begun before
+		was := opened()
+		l.more(int(l.rate / 25))
+		if more := opened() - was; more > 0 {
 			tt.Errorf("drain %d: %d new connections went there all the same", n+1, more)
 		}
 		t.enable(0)
-		until(tt, patience, "new connections after a drain", func() bool { return served() > was+2 })
+		until(tt, patience, "new connections after a drain", func() bool { return opened() > was })
 	}
 	l.flawless(l.stop())
 	t.drain(0)
@@ -145,7 +163,7 @@ func TestAllDownAllUp(tt *testing.T) {
 	t.write(newConfig(t.checked(quick())))
 	t.start()
 	t.checkedOnce()
-	l := t.startLoadOf(0, time.Second)
+	l := t.startLoadOf(0, 0)
 	l.more(int(l.rate / 4))
 	if res := l.sofar(); res.Failed > 0 {
 		tt.Fatalf("before: %s", res)
@@ -174,7 +192,7 @@ func TestAllDownAllUp(tt *testing.T) {
 		t.serve(i)
 	}
 	t.awaitIs(state.Up, all...)
-	l.more(int(l.rate / 10)) // those that were refused before have been counted
+	l.finish(0)
 	up := l.sofar()
 	l.more(int(l.rate / 2))
 	res := l.stop()
@@ -200,13 +218,13 @@ func TestFlapping(tt *testing.T) {
 	t.write(newConfig(t.checked(c)))
 	t.start()
 	t.checkedOnce()
-	l := t.startLoadOf(0, time.Second)
+	l := t.startLoadOf(0, 0)
 	l.more(int(l.rate / 2))
 	a, start := t.arrivals(0), time.Now()
 	stop, flapped := make(chan struct{}), make(chan int)
 	go func() { flapped <- t.flap(0, stop) }()
 	until(tt, patience, "hold", func() bool { return t.held(0) })
-	l.more(int(l.rate / 4))
+	l.finish(0)
 	held, changes, used := l.sofar(), t.transitions(0), t.usage()
 	if went := a.Since(start); held.Failed > went {
 		tt.Errorf("%d failed, only %d went to the one that flaps", held.Failed, went)

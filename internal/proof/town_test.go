@@ -303,6 +303,14 @@ func (l *load) more(n int) {
 		fmt.Sprintf("%d more connections", n), func() bool { return begun() >= want })
 }
 
+// finish waits until what was begun before has come to an end: at once where there is an
+// answer, or after the time that clients wait.
+func (l *load) finish(wait time.Duration) {
+	l.tb.Helper()
+	time.Sleep(wait)          // nobody tells of a client that still waits
+	l.more(len(l.runs) * 256) // as many as may be open at once
+}
+
 // stop ends the traffic and returns what the clients saw.
 func (l *load) stop() lab.LoadResult {
 	var stopping sync.WaitGroup
