@@ -21,14 +21,15 @@ import (
 //   - the connection that fills a backend is counted twice, against the limit and against
 //     one less: the second says that it was the last one, and puts the backend into `full`;
 //   - one that is over the limit all the same (two at once, or the element of `full` had
-//     run out) is dropped, which ends its being counted: a TCP client asks again a second
-//     later, and the backend is in `full` again.
+//     run out) can go to nobody else. It puts all that are full into `full`, and is refused
+//     if that is all of them, else dropped: a TCP client asks again a second later. Either
+//     ends its being counted.
 //
 // The end of a TCP connection takes the backend out of `full`; for all others, and for
 // what ends without a packet, the element runs out.
 const (
-	// fullFor is how long an element of full holds without a word. At each end of it one new
-	// connection finds out, and is the second later where the backend is still full.
+	// fullFor is how long an element of full holds without a word. At its end one new
+	// connection finds out, and comes a second later where only some backends are full.
 	fullFor = 10 * time.Second
 	// fullNoMore makes an element run out at once: the kernel rounds up to its tick. A
 	// delete would do, but kernels before 6.5 lose memory over it.
@@ -101,10 +102,10 @@ func idName(b model.Backend) string {
 func addrName(a netip.Addr) string { return strings.ReplaceAll(a.String(), ":", "_") }
 
 // limit is a number of connections, and by what it is known in the kernel. The number is
-// in the name, because an element that counts keeps the limit it was made with.
+// a part of that, because an element that counts keeps the limit it was made with.
 type limit struct {
 	most  int
-	name  string // of the chain full/NAME
+	name  string // of who has the limit
 	words string // whose limit it is
 }
 
@@ -143,27 +144,16 @@ func (l limit) fill(d time.Duration) ruleset.Stmt {
 }
 
 // over counts the connection against the limit.
-func (l limit) over() ruleset.Rule {
-	return ruleset.Rule{Comment: fmt.Sprintf("%s takes %d at a time", l.words, l.most), Stmts: []ruleset.Stmt{
-		ruleset.CountOver{Set: setLimits, Key: l.key("limit"), Limit: uint32(l.most)},
-		ruleset.Verdict{Kind: ruleset.GotoChain, Chain: l.chain()}}}
+func (l limit) over(then ...ruleset.Stmt) ruleset.Rule {
+	count := ruleset.CountOver{Set: setLimits, Key: l.key("limit"), Limit: uint32(l.most)}
+	return ruleset.Rule{Comment: fmt.Sprintf("%s takes %d at a time", l.words, l.most),
+		Stmts: append([]ruleset.Stmt{count}, then...)}
 }
 
 // last counts it against one less: whoever is over is the last that is taken.
 func (l limit) last() ruleset.Rule {
 	return ruleset.Rule{Comment: l.words + " is full with this one", Stmts: []ruleset.Stmt{
 		ruleset.CountOver{Set: setLimits, Key: l.key("last"), Limit: uint32(l.most - 1)}, l.fill(fullFor)}}
-}
-
-func (l limit) chain() string { return "full/" + l.name }
-
-// overChain drops a connection that was one too many. The element of full is a rule of its
-// own: where that set has no room, the connection is dropped all the same.
-func (l limit) overChain() *ruleset.Chain {
-	return &ruleset.Chain{Name: l.chain(), Rules: []ruleset.Rule{
-		{Comment: l.words + " is full", Stmts: []ruleset.Stmt{l.fill(fullFor)}},
-		{Comment: "one too many; it may come again", Stmts: []ruleset.Stmt{ruleset.Verdict{Kind: ruleset.DropPacket}}},
-	}}
 }
 
 // ended is the rule that takes the limit's holder out of full.
@@ -175,6 +165,24 @@ func tryChain(s *model.Service, b model.Backend, p model.Proto) string {
 	return "try/" + s.Name + "/" + p.String() + "/" + idName(b)
 }
 
+func fullChain(s *model.Service, b model.Backend, p model.Proto) string {
+	return "full/" + s.Name + "/" + p.String() + "/" + idName(b)
+}
+
+func probeChain(s *model.Service, b model.Backend, p model.Proto) string {
+	return "probe/" + s.Name + "/" + p.String() + "/" + idName(b)
+}
+
+// overChain is where a connection goes that is one too many for the service; fullChain
+// and then probeAllChain, for a backend.
+func overChain(s *model.Service, f model.Family, p model.Proto) string {
+	return "full/" + s.Name + "/" + f.String() + "/" + p.String()
+}
+
+func probeAllChain(s *model.Service, f model.Family, p model.Proto) string {
+	return "probe/" + s.Name + "/" + f.String() + "/" + p.String()
+}
+
 // limits adds what the service's limits need beside its pools' chains.
 func (u *unit) limits() {
 	s := u.service
@@ -183,14 +191,6 @@ func (u *unit) limits() {
 	}
 	for _, spec := range []setSpec{limitsSpec(), fullSpec()} {
 		u.parts = append(u.parts, setPart{spec: spec, part: &ruleset.Part{}})
-	}
-	for _, l := range serviceLimit(s) {
-		u.chains = append(u.chains, l.overChain())
-	}
-	for _, b := range s.Backends {
-		if b.MaxConnections > 0 {
-			u.chains = append(u.chains, limits(s, b)[0].overChain())
-		}
 	}
 	for _, f := range s.Families() {
 		u.closed(f)
@@ -255,6 +255,7 @@ func (u *unit) limited(p *Pool, proto model.Proto, seed uint32) {
 	for _, bi := range some {
 		u.chains = append(u.chains, p.tryChain(p.Backends[bi], proto, uint32(first[bi])))
 	}
+	u.chains = append(u.chains, p.overChains(some, proto)...)
 	if n := len(some); n > 1 {
 		ring := make([]ruleset.Element, 2*n-1)
 		for i := range ring {
@@ -342,8 +343,12 @@ func (p *Pool) tryChain(b model.Backend, proto model.Proto, slot uint32) *rulese
 		c.Rules = append(c.Rules, ruleset.Rule{Comment: "the backend is full", Stmts: []ruleset.Stmt{
 			limits(s, b)[0].isFull(), ruleset.Verdict{Kind: ruleset.ReturnBack}}})
 	}
-	for _, l := range limits(s, b) {
-		c.Rules = append(c.Rules, l.over())
+	to := []string{fullChain(s, b, proto), overChain(s, p.Family, proto)}
+	if b.MaxConnections == 0 {
+		to = to[1:]
+	}
+	for i, l := range limits(s, b) {
+		c.Rules = append(c.Rules, l.over(ruleset.Verdict{Kind: ruleset.GotoChain, Chain: to[i]}))
 	}
 	for _, l := range limits(s, b) {
 		c.Rules = append(c.Rules, l.last())
@@ -360,6 +365,45 @@ func (p *Pool) tryChain(b model.Backend, proto model.Proto, slot uint32) *rulese
 	rule("the backend takes it", ruleset.DNAT{
 		Family: p.Family, To: ruleset.MapGet{Key: key, Map: p.SlotMap}, WithPort: p.kind != kindAddr})
 	return c
+}
+
+// overChains end a connection that was counted with somebody who was full: no backend may
+// get it any more. All that are full are known as such from then on.
+func (p *Pool) overChains(some []int32, proto model.Proto) []*ruleset.Chain {
+	s := p.Service
+	var out []*ruleset.Chain
+	refuse := refusal(s.WhenAllDown, proto)
+	for _, l := range serviceLimit(s) {
+		c := &ruleset.Chain{Name: overChain(s, p.Family, proto), Rules: []ruleset.Rule{
+			{Comment: l.words + " is full", Stmts: []ruleset.Stmt{l.fill(fullFor)}}}}
+		p.ruleFor(c, proto)("one too many", refuse)
+		out = append(out, c)
+	}
+	all := &ruleset.Chain{Name: probeAllChain(s, p.Family, proto)}
+	drop := ruleset.Verdict{Kind: ruleset.DropPacket}
+	last, why := refuse, "all are full"
+	for _, i := range some {
+		b := p.Backends[i]
+		if b.MaxConnections == 0 {
+			last, why = drop, "others have room: it may come again"
+			continue
+		}
+		l, back := limits(s, b)[0], ruleset.Verdict{Kind: ruleset.ReturnBack}
+		probe := &ruleset.Chain{Name: probeChain(s, b, proto), Rules: []ruleset.Rule{
+			{Comment: "the backend is full", Stmts: []ruleset.Stmt{l.isFull(), back}},
+			l.over(l.fill(fullFor), back),
+			{Comment: "it has room: the connection may come again", Stmts: []ruleset.Stmt{drop}},
+		}}
+		full := &ruleset.Chain{Name: fullChain(s, b, proto), Rules: []ruleset.Rule{
+			{Comment: "the backend is full", Stmts: []ruleset.Stmt{l.fill(fullFor)}},
+			{Comment: "are all?", Stmts: []ruleset.Stmt{ruleset.Verdict{Kind: ruleset.GotoChain, Chain: all.Name}}},
+		}}
+		all.Rules = append(all.Rules, ruleset.Rule{Comment: "is it full", Stmts: []ruleset.Stmt{
+			ruleset.Verdict{Kind: ruleset.JumpTo, Chain: probe.Name}}})
+		out = append(out, full, probe)
+	}
+	p.ruleFor(all, proto)(why, last)
+	return append(out, all)
 }
 
 // closingRules look at the packets of TCP connections near their end: the first rules let

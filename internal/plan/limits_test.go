@@ -3,6 +3,7 @@ package plan_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -80,8 +81,8 @@ func (w *waterway) connect(t *rapid.T, i int, l model.Listen) {
 			w.spilled++
 		}
 	case ruleset.Dropped:
-		if w.s.WhenAllDown != model.Drop && !whole && !w.anyFull(l.Family()) {
-			t.Fatalf("dropped, and nobody is full")
+		if w.s.WhenAllDown != model.Drop && (whole || !w.anyFull(l.Family()) || w.allFull(l.Family())) && !w.sharing() {
+			t.Fatalf("dropped: %v of %+v", w.at, w.s.Backends)
 		}
 		w.dropped++
 	default:
@@ -124,6 +125,8 @@ func (w *waterway) shared(b model.Backend) bool {
 	}
 	return false
 }
+
+func (w *waterway) sharing() bool { return slices.ContainsFunc(w.s.Backends, w.shared) }
 
 // isFull also holds for a backend whose connections cannot be told from another's.
 func (w *waterway) isFull(b model.Backend) bool {
