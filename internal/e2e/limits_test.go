@@ -87,7 +87,7 @@ func (s *site) released(t *testing.T, when string, f model.Family, n int) heldCo
 	t.Helper()
 	from := join(addrOf(s.Clients[0], f), 0)
 	var c net.Conn
-	await(t, when+": there is room again", func() bool {
+	took := await(t, when+": there is room again", func() bool {
 		var err error
 		c, err = s.Clients[0].Dial(within(t, patience), "tcp", from, target(f, n, 7).String())
 		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
@@ -96,6 +96,9 @@ func (s *site) released(t *testing.T, when string, f model.Family, n int) heldCo
 		return err == nil
 	})
 	t.Cleanup(func() { c.Close() })
+	if took > patience/2 { // long before it would be tried anyway
+		t.Errorf("%s: there was room only after %s", when, took)
+	}
 	k := &talk{Conn: c, r: bufio.NewReader(c)}
 	return heldConn{k, k.ask(t)}
 }
