@@ -35,6 +35,10 @@ func (p *Pool) chain(proto model.Proto, seed uint32) *ruleset.Chain {
 		rule("nothing to choose from", refusal(s.WhenAllDown, proto))
 		return c
 	}
+	for _, l := range serviceLimit(s) {
+		rule(l.words+" is full", l.isFull(), refusal(s.WhenAllDown, proto))
+		c.Rules = append(c.Rules, l.over(ruleset.Verdict{Kind: ruleset.GotoChain, Chain: overChain(s, p.Family, proto)}), l.last())
+	}
 	if s.Sticky > 0 {
 		dnat := ruleset.DNAT{Family: p.Family, To: ruleset.MapGet{Key: p.clientKey(ruleset.DPort), Map: p.StickyMap}}
 		switch {

@@ -12,8 +12,8 @@ import (
 	"weir/internal/ruleset"
 )
 
-// A service with a limit of connections, of its own or of a backend, has a chain for each
-// backend, `try/NAME/…`, that takes the connection or comes back. The kernel counts a
+// A service of whose backends one has a limit of connections has a chain for each backend,
+// `try/NAME/…`, that takes the connection or comes back. The kernel counts a
 // connection before it compares, and what is counted stays so while the connection lives,
 // wherever it went. So nothing may be counted with a backend that does not get it:
 //
@@ -24,6 +24,8 @@ import (
 //     run out) can go to nobody else. It puts all that are full into `full`, and is refused
 //     if that is all of them, else dropped: a TCP client asks again a second later. Either
 //     ends its being counted.
+//
+// A limit of the service alone is counted in the service's chain: whoever passes is placed.
 //
 // The end of a TCP connection takes the backend out of `full`; for all others, and for
 // what ends without a packet, the element runs out.
@@ -109,16 +111,12 @@ type limit struct {
 	words string // whose limit it is
 }
 
-// limits returns the limits of the service and of one of its backends, as far as there
-// are any.
-func limits(s *model.Service, b model.Backend) []limit {
-	var out []limit
-	if b.MaxConnections > 0 {
-		out = append(out, limit{b.MaxConnections, s.Name + "/" + idName(b), "the backend"})
-	}
-	return append(out, serviceLimit(s)...)
+// backendLimit returns the limit of a backend that has one.
+func backendLimit(s *model.Service, b model.Backend) limit {
+	return limit{b.MaxConnections, s.Name + "/" + idName(b), "the backend"}
 }
 
+// serviceLimit returns the limit of the service, or nothing.
 func serviceLimit(s *model.Service) []limit {
 	if s.MaxConnections == 0 {
 		return nil
@@ -183,6 +181,11 @@ func probeAllChain(s *model.Service, f model.Family, p model.Proto) string {
 	return "probe/" + s.Name + "/" + f.String() + "/" + p.String()
 }
 
+// spills reports whether a backend of s may be full, so that others get its share.
+func spills(s *model.Service) bool {
+	return slices.ContainsFunc(s.Backends, func(b model.Backend) bool { return b.MaxConnections > 0 })
+}
+
 // limits adds what the service's limits need beside its pools' chains.
 func (u *unit) limits() {
 	s := u.service
@@ -213,7 +216,7 @@ func (u *unit) closed(f model.Family) {
 			chains[b.Addr], addrs = c, append(addrs, b.Addr)
 		}
 		if b.MaxConnections > 0 {
-			c.Rules = append(c.Rules, limits(s, b)[0].ended())
+			c.Rules = append(c.Rules, backendLimit(s, b).ended())
 		}
 	}
 	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return len(chains[a].Rules) == 0 })
@@ -255,7 +258,7 @@ func (u *unit) limited(p *Pool, proto model.Proto, seed uint32) {
 	for _, bi := range some {
 		u.chains = append(u.chains, p.tryChain(p.Backends[bi], proto, uint32(first[bi])))
 	}
-	u.chains = append(u.chains, p.overChains(some, proto)...)
+	u.chains = append(append(u.chains, p.overChains(proto)...), p.probeChains(some, proto)...)
 	if n := len(some); n > 1 {
 		ring := make([]ruleset.Element, 2*n-1)
 		for i := range ring {
@@ -339,18 +342,18 @@ func (p *Pool) secondChoice(seed uint32) ruleset.Expr {
 func (p *Pool) tryChain(b model.Backend, proto model.Proto, slot uint32) *ruleset.Chain {
 	s := p.Service
 	c := &ruleset.Chain{Name: tryChain(s, b, proto)}
+	all := serviceLimit(s)
+	to := slices.Repeat([]string{overChain(s, p.Family, proto)}, len(all))
 	if b.MaxConnections > 0 {
+		l := backendLimit(s, b)
+		all, to = append(all, l), append(to, fullChain(s, b, proto))
 		c.Rules = append(c.Rules, ruleset.Rule{Comment: "the backend is full", Stmts: []ruleset.Stmt{
-			limits(s, b)[0].isFull(), ruleset.Verdict{Kind: ruleset.ReturnBack}}})
+			l.isFull(), ruleset.Verdict{Kind: ruleset.ReturnBack}}})
 	}
-	to := []string{fullChain(s, b, proto), overChain(s, p.Family, proto)}
-	if b.MaxConnections == 0 {
-		to = to[1:]
-	}
-	for i, l := range limits(s, b) {
+	for i, l := range all { // the service first, as who is too many for that is refused
 		c.Rules = append(c.Rules, l.over(ruleset.Verdict{Kind: ruleset.GotoChain, Chain: to[i]}))
 	}
-	for _, l := range limits(s, b) {
+	for _, l := range all {
 		c.Rules = append(c.Rules, l.last())
 	}
 	rule := p.ruleFor(c, proto)
@@ -367,28 +370,34 @@ func (p *Pool) tryChain(b model.Backend, proto model.Proto, slot uint32) *rulese
 	return c
 }
 
-// overChains end a connection that was counted with somebody who was full: no backend may
-// get it any more. All that are full are known as such from then on.
-func (p *Pool) overChains(some []int32, proto model.Proto) []*ruleset.Chain {
+// overChains end a connection that was counted with a service that was full.
+func (p *Pool) overChains(proto model.Proto) []*ruleset.Chain {
 	s := p.Service
 	var out []*ruleset.Chain
-	refuse := refusal(s.WhenAllDown, proto)
 	for _, l := range serviceLimit(s) {
 		c := &ruleset.Chain{Name: overChain(s, p.Family, proto), Rules: []ruleset.Rule{
 			{Comment: l.words + " is full", Stmts: []ruleset.Stmt{l.fill(fullFor)}}}}
-		p.ruleFor(c, proto)("one too many", refuse)
+		p.ruleFor(c, proto)("one too many", refusal(s.WhenAllDown, proto))
 		out = append(out, c)
 	}
+	return out
+}
+
+// probeChains end a connection that was counted with a backend that was full: no other may
+// get it any more. All that are full are known as such from then on.
+func (p *Pool) probeChains(some []int32, proto model.Proto) []*ruleset.Chain {
+	s := p.Service
+	var out []*ruleset.Chain
 	all := &ruleset.Chain{Name: probeAllChain(s, p.Family, proto)}
 	drop := ruleset.Verdict{Kind: ruleset.DropPacket}
-	last, why := refuse, "all are full"
+	last, why := refusal(s.WhenAllDown, proto), "all are full"
 	for _, i := range some {
 		b := p.Backends[i]
 		if b.MaxConnections == 0 {
 			last, why = drop, "others have room: it may come again"
 			continue
 		}
-		l, back := limits(s, b)[0], ruleset.Verdict{Kind: ruleset.ReturnBack}
+		l, back := backendLimit(s, b), ruleset.Verdict{Kind: ruleset.ReturnBack}
 		probe := &ruleset.Chain{Name: probeChain(s, b, proto), Rules: []ruleset.Rule{
 			{Comment: "the backend is full", Stmts: []ruleset.Stmt{l.isFull(), back}},
 			l.over(l.fill(fullFor), back),

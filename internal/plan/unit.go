@@ -24,7 +24,7 @@ type Pool struct {
 	SlotMap string
 	Base    uint32
 	// StickyMap is the name of the map that remembers clients, "" when the service is not
-	// sticky, or has limits and a set for each backend. Its keys start with Base, its data with the backend's address.
+	// sticky, or its backends have limits and a set for each backend. Its keys start with Base, its data with the backend's address.
 	StickyMap string
 
 	// port is the one port on which all backends are reached, 0 if there is none: then
@@ -61,11 +61,14 @@ func newUnit(s *model.Service, pl place, seed uint32) *unit {
 		u.slots(p)
 		u.remember(p)
 		for _, proto := range protosOf(s, f) {
-			if s.Limited() && len(p.Slots) > 0 {
+			if spills(s) && len(p.Slots) > 0 {
 				u.limited(p, proto, seed)
 				continue
 			}
 			u.chains = append(u.chains, p.chain(proto, seed))
+			if len(p.Slots) > 0 {
+				u.chains = append(u.chains, p.overChains(proto)...)
+			}
 			if p.StickyMap != "" {
 				u.chains = append(u.chains, p.learnChain(proto))
 			}
@@ -129,7 +132,7 @@ func newPool(s *model.Service, f model.Family, pl place) *Pool {
 	if p.kind == kindAddrPort {
 		p.port = p.commonPort()
 	}
-	if s.Sticky > 0 && !s.Limited() {
+	if s.Sticky > 0 && !spills(s) {
 		p.StickyMap = p.stickySpec().Name
 	}
 	switch s.Balance {
