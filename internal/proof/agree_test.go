@@ -109,9 +109,13 @@ func (o *oracle) predict(p probe, seen sighting) (sighting, ruleset.Trace) {
 	env := o.state.Env()
 	counted := env.Next
 	var drawn, mod uint32
+	turns := map[*ruleset.Rule]uint32{} // a turn counts once, however often it is tried
 	env.Next = func(r *ruleset.Rule, n ruleset.Numgen) uint32 {
 		if !n.Random {
-			return counted(r, n)
+			if _, had := turns[r]; !had {
+				turns[r] = counted(r, n)
+			}
+			return turns[r]
 		}
 		mod = n.Mod
 		return drawn
