@@ -91,13 +91,13 @@ func (e *env) explain(ctx context.Context, t flow.Tuple, live, local bool) error
 	return e.print(rep, func() error { return e.printExplain(rep) })
 }
 
-// remembered reads what the sticky maps hold.
+// remembered reads the clients of sticky services, and who is full.
 func remembered(ctx context.Context, k *nft.Conn, p *plan.Plan) (func(set, key string) (string, bool), error) {
 	type at struct{ set, key string }
 	held := map[at]string{}
-	for _, s := range p.StickyChanges(nil) {
-		err := k.Elements(ctx, engine.Tables[0], s.Map, func(e nft.Elem) bool {
-			held[at{s.Map.Name, e.Key}] = e.Data
+	for _, s := range p.Remembering() {
+		err := k.Elements(ctx, engine.Tables[0], s, func(e nft.Elem) bool {
+			held[at{s.Name, e.Key}] = e.Data
 			return true
 		})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

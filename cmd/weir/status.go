@@ -121,6 +121,7 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 			if b.Active != nil {
 				known, active, open = true, active+*b.Active, strconv.Itoa(*b.Active)
 			}
+			open = ofMost(open, b.MaxConnections)
 			row(s.Name, b.Address, state, strconv.Itoa(b.Weight), fmt.Sprintf("%.0f%%", 100*b.Share), open, b.Traffic, note(b, now))
 		}
 		if s.Former != (engine.Traffic{}) {
@@ -130,6 +131,7 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 		if known {
 			open = strconv.Itoa(active)
 		}
+		open = ofMost(open, s.MaxConnections)
 		row(s.Name, "total", "-", "-", "-", open, s.Total, "")
 	}
 	return e.table("SERVICE BACKEND STATE WEIGHT SHARE NEW ACTIVE PACKETS-IN BYTES-IN PACKETS-OUT BYTES-OUT", rows, notes)
@@ -157,6 +159,19 @@ func (e *env) printWaiting(st engine.Status, now time.Time) {
 	}
 }
 
+// ofMost adds the limit of connections, where there is one: 12/100.
+func ofMost(open string, most int) string {
+	if most == 0 {
+		return open
+	}
+	return open + "/" + strconv.Itoa(most)
+}
+
+// full reports whether a backend has as many connections as it takes.
+func full(b engine.BackendStatus) bool {
+	return b.MaxConnections > 0 && b.Active != nil && *b.Active >= b.MaxConnections
+}
+
 // note says in a line why a backend is as it is, and how its last check ended.
 func note(b engine.BackendStatus, now time.Time) string {
 	var parts []string
@@ -168,6 +183,9 @@ func note(b engine.BackendStatus, now time.Time) string {
 		parts = append(parts, part)
 	} else if b.Reason != "" {
 		parts = append(parts, b.Reason)
+	}
+	if full(b) {
+		parts = append(parts, "full")
 	}
 	if c := b.Check; c != nil {
 		word := "failed"

@@ -24,35 +24,35 @@ func lively() engine.Status {
 		return &engine.CheckStatus{OK: ok, Void: void, Detail: detail, LatencyMS: 0.42, At: noon.Add(-1300 * time.Millisecond)}
 	}
 	busy := engine.Traffic{NewConnections: 1234567, PacketsIn: 12345678, BytesIn: 1 << 33, PacketsOut: 12345678, BytesOut: 1 << 36}
-	return engine.Status{Loaded: true, Services: []engine.ServiceStatus{{Name: "web", Total: busy, Former: engine.Traffic{NewConnections: 1}, Backends: []engine.BackendStatus{
-		{Address: "10.1.1.1:8080", Weight: 2, Share: 1, State: "up", Active: several(321), Traffic: busy,
+	return engine.Status{Loaded: true, Services: []engine.ServiceStatus{{Name: "web", MaxConnections: 5000, Total: busy, Former: engine.Traffic{NewConnections: 1}, Backends: []engine.BackendStatus{
+		{Address: "10.1.1.1:8080", MaxConnections: 1000, Weight: 2, Share: 1, State: "up", Active: several(321), Traffic: busy,
 			Reason: "HTTP 200", Since: noon.Add(-50 * time.Hour), Check: check(true, false, "HTTP 200")},
-		{Address: "10.1.1.2:8080", Weight: 1, State: "down", Active: several(4), Reason: "flaps, held until it is well for 10s: connection refused",
+		{Address: "10.1.1.2:8080", MaxConnections: 4, Weight: 1, State: "down", Active: several(4), Reason: "flaps, held until it is well for 10s: connection refused",
 			Since: noon.Add(-75 * time.Second), Check: check(false, false, "connection refused")},
 		{Address: "10.1.1.3:8080", Weight: 1, State: "draining", Active: several(3), Reason: "by operator; 3 connections left",
 			Since: noon.Add(-time.Hour), Check: check(false, true, "no file descriptors left")},
 		{Address: "10.1.1.4:8080", Weight: 1, State: "disabled", Active: several(0), Reason: "by operator", Since: noon.Add(-30 * time.Second)},
-		{Address: "10.1.1.5:8080", Weight: 1, State: "up"},
+		{Address: "10.1.1.5:8080", MaxConnections: 7, Weight: 1, State: "up"},
 		{Address: "[2001:db8:1::1]:8080", Weight: 1, Share: 1, State: "down", Active: several(0), Reason: "HTTP 503: " + strings.Repeat("длинно ", 40),
 			Since: noon, Check: check(false, false, "HTTP 503")},
 	}}}}
 }
 
 func TestStatusText(t *testing.T) {
-	const want = `SERVICE  BACKEND               STATE     WEIGHT  SHARE  NEW      ACTIVE  PACKETS-IN  BYTES-IN  PACKETS-OUT  BYTES-OUT
-web      10.1.1.1:8080         up        2       100%   1234567  321     12345678    8.0Gi     12345678     64.0Gi
+	const want = `SERVICE  BACKEND               STATE     WEIGHT  SHARE  NEW      ACTIVE    PACKETS-IN  BYTES-IN  PACKETS-OUT  BYTES-OUT
+web      10.1.1.1:8080         up        2       100%   1234567  321/1000  12345678    8.0Gi     12345678     64.0Gi
     for 2d02h: HTTP 200; check ok 1.3s ago in 0.4 ms
-web      10.1.1.2:8080         down      1       0%     0        4       0           0         0            0
-    for 1m15s: flaps, held until it is well for 10s: connection refused; check failed 1.3s ago in 0.4 ms
-web      10.1.1.3:8080         draining  1       0%     0        3       0           0         0            0
+web      10.1.1.2:8080         down      1       0%     0        4/4       0           0         0            0
+    for 1m15s: flaps, held until it is well for 10s: connection refused; full; check failed 1.3s ago in 0.4 ms
+web      10.1.1.3:8080         draining  1       0%     0        3         0           0         0            0
     for 1h00m: by operator; 3 connections left; check could not be done 1.3s ago in 0.4 ms: no file descriptors left
-web      10.1.1.4:8080         disabled  1       0%     0        0       0           0         0            0
+web      10.1.1.4:8080         disabled  1       0%     0        0         0           0         0            0
     for 30s: by operator
-web      10.1.1.5:8080         up        1       0%     0        -       0           0         0            0
-web      [2001:db8:1::1]:8080  down      1       100%   0        0       0           0         0            0
+web      10.1.1.5:8080         up        1       0%     0        -/7       0           0         0            0
+web      [2001:db8:1::1]:8080  down      1       100%   0        0         0           0         0            0
     for 0.0s: HTTP 503: длинно длинно длинно длинно длинно длинно длинно длинно длинно длинно длинно длинно длинно длин…
-web      (former)              -         -       -      1        -       0           0         0            0
-web      total                 -         -       -      1234567  328     12345678    8.0Gi     12345678     64.0Gi
+web      (former)              -         -       -      1        -         0           0         0            0
+web      total                 -         -       -      1234567  328/5000  12345678    8.0Gi     12345678     64.0Gi
 `
 	var out bytes.Buffer
 	e := &env{stdout: &out}

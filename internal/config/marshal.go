@@ -68,6 +68,9 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 		fmt.Fprintf(b, "    when_all_down: %s\n", s.WhenAllDown)
 	}
 	marshalHealth(b, s)
+	if s.MaxConnections != 0 {
+		fmt.Fprintf(b, "    max_connections: %d\n", s.MaxConnections)
+	}
 	if s.Assign != "" {
 		fmt.Fprintf(b, "    assign: %q\n", s.Assign)
 	}
@@ -82,7 +85,7 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 }
 
 func marshalBackend(b *bytes.Buffer, be model.Backend) {
-	if be.Weight == 1 && !be.Backup && be.Check == nil {
+	if be.Weight == 1 && !be.Backup && be.Check == nil && be.MaxConnections == 0 {
 		fmt.Fprintf(b, "      - %q\n", be.ID())
 		return
 	}
@@ -92,6 +95,9 @@ func marshalBackend(b *bytes.Buffer, be model.Backend) {
 	}
 	if be.Backup {
 		b.WriteString(", backup: true")
+	}
+	if be.MaxConnections != 0 {
+		fmt.Fprintf(b, ", max_connections: %d", be.MaxConnections)
 	}
 	if be.Check != nil {
 		b.WriteString(", check: " + checkText(be.Check))

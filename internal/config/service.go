@@ -89,6 +89,8 @@ func (r *serviceReader) option(k, v yaml.Node, w where) {
 		if s, ok := r.str(v, w, "a device or a group"+inQuotes); ok {
 			r.assigns = append(r.assigns, assignAt{r.s, s, v.Pos(), w})
 		}
+	case "max_connections":
+		r.s.MaxConnections = int(r.number(v, w, 1, model.MaxConnections))
 	case "check", "slow_start", "min_healthy", "on_down":
 		before := len(r.problems)
 		r.healthOption(k.Text(), v, w)
@@ -295,6 +297,8 @@ func (r *serviceReader) backend(n yaml.Node, w where) {
 		case "weight":
 			b.Weight = int(r.number(v, w, 0, model.MaxWeight))
 			r.broken = r.broken || len(r.problems) > before
+		case "max_connections":
+			b.MaxConnections = int(r.number(v, w, 1, model.MaxConnections))
 		case "backup":
 			b.Backup = r.boolean(v, w)
 			r.unsure = r.unsure || len(r.problems) > before

@@ -30,11 +30,14 @@ type Status struct {
 
 // ServiceStatus is the share of one service.
 type ServiceStatus struct {
-	Name     string          `json:"name"`
-	Forward  string          `json:"forward"`
-	Balance  string          `json:"balance"`
-	Listen   []string        `json:"listen"`
-	Backends []BackendStatus `json:"backends"`
+	Name string `json:"name"`
+	// MaxConnections is how many connections may be open at a time; left out where there
+	// is no limit.
+	MaxConnections int             `json:"max_connections,omitempty"`
+	Forward        string          `json:"forward"`
+	Balance        string          `json:"balance"`
+	Listen         []string        `json:"listen"`
+	Backends       []BackendStatus `json:"backends"`
 	// Former sums up backends that were counted and are in the file no more.
 	Former Traffic `json:"former"`
 	Total  Traffic `json:"total"`
@@ -44,6 +47,9 @@ type ServiceStatus struct {
 type BackendStatus struct {
 	Address string `json:"address"`
 	Weight  int    `json:"weight"`
+	// MaxConnections is how many connections may be open at a time; left out where there
+	// is no limit.
+	MaxConnections int `json:"max_connections,omitempty"`
 	// Share is the part of the new connections of its family that the weights give it, 0 to 1.
 	Share float64 `json:"share"`
 	Traffic
@@ -134,7 +140,7 @@ func newStatus(cfg *model.Config) Status {
 	st := Status{Services: make([]ServiceStatus, len(cfg.Services))}
 	for i, s := range cfg.Services {
 		ss := &st.Services[i]
-		*ss = ServiceStatus{Name: s.Name, Forward: "nat", Balance: s.Balance.String(), Listen: []string{}, Backends: []BackendStatus{}}
+		*ss = ServiceStatus{Name: s.Name, MaxConnections: s.MaxConnections, Forward: "nat", Balance: s.Balance.String(), Listen: []string{}, Backends: []BackendStatus{}}
 		for _, l := range s.Listen {
 			ss.Listen = append(ss.Listen, l.String())
 		}
@@ -143,7 +149,7 @@ func newStatus(cfg *model.Config) Status {
 			sum[b.Family()] += b.Weight
 		}
 		for _, b := range s.Backends {
-			bs := BackendStatus{Address: b.ID(), Weight: b.Weight}
+			bs := BackendStatus{Address: b.ID(), Weight: b.Weight, MaxConnections: b.MaxConnections}
 			if n := sum[b.Family()]; n > 0 {
 				bs.Share = float64(b.Weight) / float64(n)
 			}

@@ -22,6 +22,7 @@ type Server struct {
 	host     *Host
 	requests atomic.Uint64
 	accepted atomic.Uint64
+	conns    *connSet
 	stop     []func() error
 	wg       sync.WaitGroup
 	once     sync.Once
@@ -33,6 +34,14 @@ func (s *Server) Requests() uint64 { return s.requests.Load() }
 
 // Accepted returns the number of connections so far; always 0 for UDP and SCTP.
 func (s *Server) Accepted() uint64 { return s.accepted.Load() }
+
+// Peak returns the most TCP connections that were open at a time, as EchoTCP knows them:
+// from the moment it takes one to just before it closes its side.
+func (s *Server) Peak() int {
+	s.conns.mu.Lock()
+	defer s.conns.mu.Unlock()
+	return s.conns.peak
+}
 
 // Close stops listening, ends the open connections and waits for both.
 func (s *Server) Close() error {
@@ -97,8 +106,8 @@ func HTTPServer(h *Host, id string, addrs ...string) (*Server, error) {
 
 // EchoTCP answers every line of a connection with "id client:port".
 func EchoTCP(h *Host, id string, addrs ...string) (*Server, error) {
-	s := &Server{ID: id, host: h}
 	conns := &connSet{conns: map[net.Conn]struct{}{}}
+	s := &Server{ID: id, host: h, conns: conns}
 	s.stop = append(s.stop, conns.closeAll)
 	for _, addr := range addrs {
 		l, err := h.Listen("tcp", addr)
@@ -146,6 +155,7 @@ func (s *Server) acceptLines(l net.Listener, conns *connSet) {
 type connSet struct {
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
+	peak   int
 	closed bool
 }
 
@@ -154,15 +164,16 @@ func (cs *connSet) add(c net.Conn) bool {
 	defer cs.mu.Unlock()
 	if !cs.closed {
 		cs.conns[c] = struct{}{}
+		cs.peak = max(cs.peak, len(cs.conns))
 	}
 	return !cs.closed
 }
 
 func (cs *connSet) remove(c net.Conn) {
-	c.Close()
 	cs.mu.Lock()
-	defer cs.mu.Unlock()
 	delete(cs.conns, c)
+	cs.mu.Unlock()
+	c.Close()
 }
 
 func (cs *connSet) closeAll() error {

@@ -28,6 +28,8 @@ const (
 	// MaxTranslatedPorts is the longest listen range whose ports a backend may
 	// translate: each port of such a range needs slots of its own.
 	MaxTranslatedPorts = 1024
+	// MaxConnections is the largest limit of open connections.
+	MaxConnections = 10_000_000
 )
 
 // Config is one whole configuration.
@@ -153,6 +155,9 @@ type Backend struct {
 	Weight int        // share of new connections, 0 to MaxWeight; 0 takes none
 	Backup bool       // takes new connections only when too few others are up
 	Check  *Check     // how its health is asked for; nil: as the service says
+	// MaxConnections is how many connections may be open at a time, 1 to MaxConnections;
+	// 0: any number. Beyond it, new ones go to other backends.
+	MaxConnections int
 }
 
 // Family returns the family of the backend's address.
@@ -258,6 +263,16 @@ type Service struct {
 	SlowStart  time.Duration // a backend that came up gets its whole weight after that; 0: at once
 	MinHealthy float64       // part of the backends, 0 to 1, below which backups take part; 0: when none is up
 	OnDown     OnDown
+
+	// MaxConnections is how many connections may be open at a time with all backends
+	// together, 1 to MaxConnections; 0: any number. Beyond it, new ones are refused.
+	MaxConnections int
+}
+
+// Limited reports whether the service or one of its backends has a limit of connections.
+func (s *Service) Limited() bool {
+	return s.MaxConnections > 0 ||
+		slices.ContainsFunc(s.Backends, func(b Backend) bool { return b.MaxConnections > 0 })
 }
 
 // Families returns the families the service listens on, IPv4 first.
@@ -291,7 +306,7 @@ func (c *Config) Service(name string) *Service {
 func (s *Service) Equal(o *Service) bool {
 	return s.Name == o.Name && s.Balance == o.Balance && s.Source == o.Source &&
 		s.Sticky == o.Sticky && s.WhenAllDown == o.WhenAllDown && s.Assign == o.Assign &&
-		s.SlowStart == o.SlowStart && s.MinHealthy == o.MinHealthy && s.OnDown == o.OnDown &&
+		s.SlowStart == o.SlowStart && s.MinHealthy == o.MinHealthy && s.OnDown == o.OnDown && s.MaxConnections == o.MaxConnections &&
 		s.Check.Equal(o.Check) && slices.Equal(s.Listen, o.Listen) &&
 		slices.EqualFunc(s.Backends, o.Backends, func(a, b Backend) bool {
 			checks := a.Check.Equal(b.Check)

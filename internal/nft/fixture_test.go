@@ -78,14 +78,31 @@ func full() *rs.Ruleset {
 			kv(pack(uint32(1)), pack(uint32(0xfffffffe))))},
 		&rs.Set{Name: "verdicts", Key: rs.Types{rs.Integer}, Verdict: true, Parts: part(
 			goTo(pack(uint32(7)), "odd"))},
+		&rs.Set{Name: "limits", Key: rs.Types{rs.Integer, rs.Integer}, Dynamic: true, Size: 100},
+		&rs.Set{Name: "full", Key: rs.Types{rs.Integer, rs.Integer}, Dynamic: true, Timeout: true, Size: 100},
 		&rs.Set{Name: "empty", Key: rs.Types{rs.Port}, Data: rs.Types{rs.Protocol}, Size: 3},
 	)
 	v4 := families[0] // with IPv6 addresses nft 1.0.6 aborts here
 	t.Chains = append(t.Chains, &rs.Chain{Name: "learn", Rules: []rs.Rule{
 		rule("learn both", rs.IsFamily(v4.Family), rs.IsProto(model.TCP), rs.Update{Set: "sticky-both4", Timeout: time.Hour,
 			Key: rs.Key{rs.Const(9 << 20), rs.CtOrigDPort, v4.saddr}, Data: rs.Concat{v4.daddr, rs.DPort}})}})
+	t.Chains = append(t.Chains, limited()...)
 	t.Chains = append(t.Chains, bases()...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
+}
+
+func limited() []*rs.Chain {
+	key := rs.Key{rs.Const(7), rs.Const(1 << 31)}
+	return []*rs.Chain{{Name: "limited", Rules: []rs.Rule{
+		rule("full", rs.InSet{Key: key, Set: "full"}, rs.Verdict{Kind: rs.ReturnBack}),
+		rule("over", rs.CountOver{Set: "limits", Key: key, Limit: 100}, rs.Verdict{Kind: rs.DropPacket}),
+		rule("near", rs.CountOver{Set: "limits", Key: rs.Key{rs.Const(8), rs.Const(1 << 31)}},
+			rs.Update{Set: "full", Key: key, Timeout: 10 * time.Second}),
+		rule("end", rs.Update{Set: "full", Key: key, Timeout: time.Millisecond}),
+		rule("closing", rs.IsProto(model.TCP), rs.Expires{Time: 121 * time.Second}, rs.FIN|rs.SYN, rs.Verdict{Kind: rs.ReturnBack}),
+		rule("closing", rs.Expires{AtLeast: true, Time: 11 * time.Second}, rs.Expires{Time: 61500 * time.Millisecond}, rs.Verdict{Kind: rs.ReturnBack}),
+		rule("reset", rs.IsProto(model.TCP), rs.RST),
+	}}}
 }
 
 func (f family) sets() []*rs.Set {

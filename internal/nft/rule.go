@@ -82,6 +82,12 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.lookup(s.Map, r.newKey(s.Key), 0, true)
 	case ruleset.Update:
 		r.update(s)
+	case ruleset.CountOver:
+		r.countOver(s)
+	case ruleset.Expires:
+		r.expires(s)
+	case ruleset.TCPFlags:
+		r.tcpFlags(s)
 	case ruleset.DNAT:
 		r.dnat(s)
 	case ruleset.SNAT:
@@ -128,28 +134,31 @@ func (r *ruleEnc) statusDNAT() {
 	r.field(ruleset.CtStatus, r.alloc(4))
 	var mask [4]byte
 	binary.NativeEndian.PutUint32(mask[:], ipsDstNAT)
-	r.mask(string(mask[:]))
-	r.cmp(unix.NFT_CMP_NEQ, zeros)
+	r.anyOf(string(mask[:]))
 }
 
-// mask keeps these bits of the first register, whose value is as long as bits.
-func (r *ruleEnc) mask(bits string) {
+// and leaves those bits of the register at word that mask has.
+func (r *ruleEnc) and(word int, mask string) {
 	e := r.open("bitwise")
-	r.w.u32(unix.NFTA_BITWISE_SREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_DREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(bits)))
-	r.w.value(unix.NFTA_BITWISE_MASK, bits)
-	r.w.value(unix.NFTA_BITWISE_XOR, zeros[:len(bits)])
+	r.w.u32(unix.NFTA_BITWISE_SREG, reg(word))
+	r.w.u32(unix.NFTA_BITWISE_DREG, reg(word))
+	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
+	r.w.value(unix.NFTA_BITWISE_MASK, mask)
+	r.w.value(unix.NFTA_BITWISE_XOR, zeros[:len(mask)])
 	r.close(e)
 }
 
-// The byte of the TCP header that holds the flags, and SYN in it (RFC 9293 section 3.1).
-const (
-	tcpFlagsAt = 13
-	tcpSYN     = "\x02"
-)
+// anyOf compares bits of the first register: one that is in the mask must be set.
+func (r *ruleEnc) anyOf(mask string) {
+	r.and(0, mask)
+	r.cmp(unix.NFT_CMP_NEQ, zeros[:len(mask)])
+}
 
-func (r *ruleEnc) noSYN() {
+// tcpFlagsAt is where the flags are in the TCP header (RFC 9293 section 3.1), in bytes.
+const tcpFlagsAt = 13
+
+// loadFlags loads the flags of a TCP segment into the first register.
+func (r *ruleEnc) loadFlags() {
 	if r.l4proto != unix.IPPROTO_TCP {
 		r.fail("tcp flags need a match of the protocol (meta l4proto tcp) before them")
 	}
@@ -159,8 +168,40 @@ func (r *ruleEnc) noSYN() {
 	r.w.u32(unix.NFTA_PAYLOAD_OFFSET, tcpFlagsAt)
 	r.w.u32(unix.NFTA_PAYLOAD_LEN, 1)
 	r.close(e)
-	r.mask(tcpSYN)
+}
+
+// noSYN wants a segment without SYN.
+func (r *ruleEnc) noSYN() {
+	const syn = "\x02"
+	r.loadFlags()
+	r.and(0, syn)
 	r.cmp(unix.NFT_CMP_EQ, zeros[:1])
+}
+
+func (r *ruleEnc) tcpFlags(f ruleset.TCPFlags) {
+	r.loadFlags()
+	r.anyOf(string([]byte{byte(f)}))
+}
+
+// expires compares milliseconds, which the kernel gives in the order of the host.
+func (r *ruleEnc) expires(x ruleset.Expires) {
+	word := r.alloc(4)
+	e := r.open("ct")
+	r.w.u32(unix.NFTA_CT_KEY, unix.NFT_CT_EXPIRATION)
+	r.w.u32(unix.NFTA_CT_DREG, reg(word))
+	r.close(e)
+	e = r.open("byteorder")
+	r.w.u32(unix.NFTA_BYTEORDER_SREG, reg(word))
+	r.w.u32(unix.NFTA_BYTEORDER_DREG, reg(word))
+	r.w.u32(unix.NFTA_BYTEORDER_OP, unix.NFT_BYTEORDER_HTON)
+	r.w.u32(unix.NFTA_BYTEORDER_LEN, 4)
+	r.w.u32(unix.NFTA_BYTEORDER_SIZE, 4)
+	r.close(e)
+	op := uint32(unix.NFT_CMP_LT)
+	if x.AtLeast {
+		op = unix.NFT_CMP_GTE
+	}
+	r.cmp(op, string(binary.BigEndian.AppendUint32(nil, uint32(x.Time.Milliseconds()))))
 }
 
 // loopbackIndex is the index of lo in every network namespace (drivers/net/loopback.c).
@@ -209,6 +250,22 @@ func (r *ruleEnc) update(u ruleset.Update) {
 		r.w.u64(unix.NFTA_DYNSET_TIMEOUT, uint64(u.Timeout.Milliseconds()))
 	}
 	r.w.str(unix.NFTA_DYNSET_SET_NAME, u.Set)
+	r.close(e)
+}
+
+func (r *ruleEnc) countOver(c ruleset.CountOver) {
+	key := r.newKey(c.Key)
+	e := r.open("dynset")
+	r.w.u32(unix.NFTA_DYNSET_SREG_KEY, reg(key))
+	r.w.u32(unix.NFTA_DYNSET_OP, unix.NFT_DYNSET_OP_ADD)
+	r.w.str(unix.NFTA_DYNSET_SET_NAME, c.Set)
+	x := r.w.nest(unix.NFTA_DYNSET_EXPR)
+	r.w.str(unix.NFTA_EXPR_NAME, "connlimit")
+	d := r.w.nest(unix.NFTA_EXPR_DATA)
+	r.w.u32(connlimitCount, c.Limit)
+	r.w.u32(connlimitFlags, connlimitInverted)
+	r.w.close(d)
+	r.w.close(x)
 	r.close(e)
 }
 

@@ -13,6 +13,7 @@ const (
 	chainLeave    = "leave"
 	chainRequests = "count-requests"
 	chainReplies  = "count-replies"
+	chainClosing  = "-closing" // behind those two: where the end of a connection matters
 )
 
 // hook is one base chain.
@@ -59,11 +60,17 @@ func baseChains(u usage) []*ruleset.Chain {
 			Rules: rules,
 		})
 	}
-	return append(chains,
+	chains = append(chains,
 		&ruleset.Chain{Name: chainNew, Rules: newRules(u)},
 		&ruleset.Chain{Name: chainLeave, Rules: leaveRules(u)},
 		&ruleset.Chain{Name: chainRequests, Rules: countRules(u, false)},
 		&ruleset.Chain{Name: chainReplies, Rules: countRules(u, true)})
+	if u.closes() {
+		chains = append(chains,
+			&ruleset.Chain{Name: chainRequests + chainClosing, Rules: closingRules(u, false)},
+			&ruleset.Chain{Name: chainReplies + chainClosing, Rules: closingRules(u, true)})
+	}
+	return chains
 }
 
 // keys by which a listener is found: before and after its address was translated.
@@ -173,13 +180,23 @@ func newRules(u usage) []ruleset.Rule {
 }
 
 func countRules(u usage, reply bool) []ruleset.Rule {
-	return counted(u, "count the packet", func(f model.Family) ruleset.Update {
+	rules := counted(u, "count the packet", func(f model.Family) ruleset.Update {
 		requests, replies := trafficSpecs(f)
 		if reply {
 			return ruleset.Update{Set: replies.Name, Key: replyKey(f)}
 		}
 		return ruleset.Update{Set: requests.Name, Key: requestKey(f)}
 	})
+	if !u.closes() {
+		return rules
+	}
+	chain := chainRequests
+	if reply {
+		chain = chainReplies
+	}
+	return append(rules, ruleset.Rule{Comment: "near the end of a connection", Stmts: []ruleset.Stmt{
+		ruleset.IsProto(model.TCP), ruleset.Expires{Time: closingBelow},
+		ruleset.Verdict{Kind: ruleset.GotoChain, Chain: chain + chainClosing}}})
 }
 
 func counted(u usage, words string, update func(model.Family) ruleset.Update) []ruleset.Rule {

@@ -30,16 +30,17 @@ func listenElement(l model.Listen, further netip.Addr) ruleset.Element {
 func (p *Pool) chain(proto model.Proto, seed uint32) *ruleset.Chain {
 	s := p.Service
 	c := &ruleset.Chain{Name: poolChain(s, p.Family, proto)}
-	rule := func(words string, stmts ...ruleset.Stmt) {
-		match := []ruleset.Stmt{ruleset.IsFamily(p.Family), ruleset.IsProto(proto)}
-		c.Rules = append(c.Rules, ruleset.Rule{Comment: words, Stmts: append(match, stmts...)})
-	}
+	rule := p.ruleFor(c, proto)
 	if resets(s, proto) {
 		rule("its backend went down", resetStmts(p.Family)...)
 	}
 	if len(p.Slots) == 0 {
 		rule("nothing to choose from", refusal(s.WhenAllDown, proto))
 		return c
+	}
+	for _, l := range serviceLimit(s) {
+		rule(l.words+" is full", l.isFull(), refusal(s.WhenAllDown, proto))
+		c.Rules = append(c.Rules, l.over(ruleset.Verdict{Kind: ruleset.GotoChain, Chain: overChain(s, p.Family, proto)}), l.last())
 	}
 	if s.Sticky > 0 {
 		dnat := ruleset.DNAT{Family: p.Family, To: ruleset.MapGet{Key: p.clientKey(ruleset.DPort), Map: p.StickyMap}}
@@ -60,19 +61,32 @@ func (p *Pool) chain(proto model.Proto, seed uint32) *ruleset.Chain {
 	return c
 }
 
+// ruleFor returns what appends to c a rule for packets of the pool's family and of proto.
+func (p *Pool) ruleFor(c *ruleset.Chain, proto model.Proto) func(words string, stmts ...ruleset.Stmt) {
+	return func(words string, stmts ...ruleset.Stmt) {
+		match := []ruleset.Stmt{ruleset.IsFamily(p.Family), ruleset.IsProto(proto)}
+		c.Rules = append(c.Rules, ruleset.Rule{Comment: words, Stmts: append(match, stmts...)})
+	}
+}
+
 // choice is the expression that gives the slot of a new connection.
 func (p *Pool) choice(seed uint32) ruleset.Expr {
 	n := uint32(len(p.Slots))
 	switch p.Service.Balance {
 	case model.Random:
 		return ruleset.Numgen{Random: true, Mod: n, Offset: p.Base}
-	case model.Maglev:
-		return ruleset.Hash{Key: ruleset.Key{ruleset.Saddr(p.Family), ruleset.SPort},
-			Mod: n, Seed: seed, Offset: p.Base}
-	case model.Source:
-		return ruleset.Hash{Key: ruleset.Key{ruleset.Saddr(p.Family)}, Mod: n, Seed: seed, Offset: p.Base}
+	case model.Maglev, model.Source:
+		return ruleset.Hash{Key: p.hashKey(), Mod: n, Seed: seed, Offset: p.Base}
 	}
 	return ruleset.Numgen{Mod: n, Offset: p.Base}
+}
+
+// hashKey is what a hash of the pool is over.
+func (p *Pool) hashKey() ruleset.Key {
+	if p.Service.Balance == model.Source {
+		return ruleset.Key{ruleset.Saddr(p.Family)}
+	}
+	return ruleset.Key{ruleset.Saddr(p.Family), ruleset.SPort}
 }
 
 // clientKey is the key under which a sticky client is remembered. Where the backend's

@@ -64,7 +64,7 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 		Candidates: []Candidate{}, Steps: []Step{},
 	}
 	for _, s := range trace.Steps {
-		if undecided && s.Matched && strings.Contains(s.Rule, "dnat ") {
+		if undecided && s.Matched && (strings.Contains(s.Rule, "dnat ") || strings.Contains(s.Rule, " vmap @picks")) {
 			// The counter is the kernel's and cannot be read: what follows is one of the ways.
 			s.Words = "the next in turn decides; the steps below are for " + trace.DNAT.String()
 			s.Detail = ""

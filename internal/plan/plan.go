@@ -123,6 +123,16 @@ func (u usage) served(f model.Family) []model.Proto {
 	return u.protos(spec.Name, spec.twin().Name)
 }
 
+// closes reports whether the end of a connection matters to some service.
+func (u usage) closes() bool {
+	for _, f := range families {
+		if spec := closedSpec(f); u[spec.Name] != nil || u[spec.twin().Name] != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // assembly collects the units' parts into sets.
 type assembly struct {
 	chains  []*ruleset.Chain

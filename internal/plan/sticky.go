@@ -41,6 +41,18 @@ func (p *Plan) StickyChanges(old *Plan) []Sticky {
 	return out
 }
 
+// Remembering returns the sets and maps that packets fill and that a new connection's way
+// depends on: the clients of sticky services, and who is full.
+func (p *Plan) Remembering() []*ruleset.Set {
+	var out []*ruleset.Set
+	for _, s := range p.Ruleset.Tables[0].Sets {
+		if s.Dynamic && s.Timeout {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 func (p *Plan) eachSticky(fn func(*Pool)) {
 	for _, pool := range p.Pools {
 		if pool.StickyMap != "" {

@@ -24,7 +24,7 @@ type Pool struct {
 	SlotMap string
 	Base    uint32
 	// StickyMap is the name of the map that remembers clients, "" when the service is not
-	// sticky. Its keys start with Base, its data with the backend's address.
+	// sticky, or its backends have limits and a set for each backend. Its keys start with Base, its data with the backend's address.
 	StickyMap string
 
 	// port is the one port on which all backends are reached, 0 if there is none: then
@@ -59,12 +59,17 @@ func newUnit(s *model.Service, pl place, seed uint32) *unit {
 		p := newPool(s, f, pl)
 		u.pools = append(u.pools, p)
 		u.slots(p)
-		if s.Sticky > 0 {
-			u.parts = append(u.parts, setPart{spec: p.stickySpec(), part: &ruleset.Part{}})
-		}
+		u.remember(p)
 		for _, proto := range protosOf(s, f) {
+			if spills(s) && len(p.Slots) > 0 {
+				u.limited(p, proto, seed)
+				continue
+			}
 			u.chains = append(u.chains, p.chain(proto, seed))
-			if s.Sticky > 0 {
+			if len(p.Slots) > 0 {
+				u.chains = append(u.chains, p.overChains(proto)...)
+			}
+			if p.StickyMap != "" {
 				u.chains = append(u.chains, p.learnChain(proto))
 			}
 		}
@@ -72,12 +77,26 @@ func newUnit(s *model.Service, pl place, seed uint32) *unit {
 			u.parts = append(u.parts, setPart{spec: resetsSpec(f), part: &ruleset.Part{}})
 		}
 		u.listeners(servicesSpec(f), f, func(l model.Listen) string { return poolChain(s, f, l.Proto) })
-		if s.Sticky > 0 {
+		if p.StickyMap != "" {
 			u.listeners(learnSpec(f), f, func(l model.Listen) string { return learnChain(s, f, l.Proto) })
 		}
 		u.source(f)
 	}
+	u.limits()
 	return u
+}
+
+// remember adds the sets that hold the clients of a sticky service.
+func (u *unit) remember(p *Pool) {
+	if p.StickyMap != "" {
+		u.parts = append(u.parts, setPart{spec: p.stickySpec(), part: &ruleset.Part{}})
+		return
+	}
+	if u.service.Sticky > 0 {
+		for _, i := range p.chosen() {
+			u.parts = append(u.parts, setPart{spec: rememberSpec(u.service, p.Backends[i]), part: &ruleset.Part{}})
+		}
+	}
 }
 
 func poolChain(s *model.Service, f model.Family, p model.Proto) string {
@@ -116,7 +135,7 @@ func newPool(s *model.Service, f model.Family, pl place) *Pool {
 	if p.kind == kindAddrPort {
 		p.port = p.commonPort()
 	}
-	if s.Sticky > 0 {
+	if s.Sticky > 0 && !spills(s) {
 		p.StickyMap = p.stickySpec().Name
 	}
 	switch s.Balance {

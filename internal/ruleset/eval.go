@@ -37,6 +37,9 @@ type Env struct {
 	Next func(rule *Rule, n Numgen) uint32
 	// Dynamic looks a key up in a dynamic set or map; data is "" in a set. nil: all are empty.
 	Dynamic func(set, key string) (data string, ok bool)
+	// Counted returns how many open connections are counted under a key of a dynamic set,
+	// without the one that the packet begins. nil: no limit is reached.
+	Counted func(set, key string) int
 }
 
 // Outcome is what becomes of a packet.
@@ -64,6 +67,7 @@ type Trace struct {
 	Src, Dst   netip.AddrPort // the packet as it leaves, or was when it was refused
 	Conn       Conn           // its connection from then on
 	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
+	Counts     []ElemUpdate   // where the rules counted the connection; no data
 }
 
 // Step is one rule that was looked at, or the translation that an established connection

@@ -126,6 +126,12 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.vmap(s)
 	case Update:
 		return x.update(s)
+	case CountOver:
+		return x.countOver(s)
+	case Expires:
+		return x.expires(s)
+	case TCPFlags:
+		return x.tcpFlags(s)
 	case DNAT:
 		return x.dnat(s)
 	case SNAT:
@@ -217,6 +223,43 @@ func (x *ruleRun) update(s Update) (bool, Verdict) {
 	did := map[bool]string{false: "added to", true: "renewed in"}[renewed]
 	x.note("element %s %s %s", text, did, s.Set)
 	return x.hold("%s is %s %s", text, did, s.Set)
+}
+
+// countOver asks how many connections are counted; nobody knows means there is room.
+func (x *ruleRun) countOver(s CountOver) (bool, Verdict) {
+	key, ok := x.key(s.Key)
+	if !ok {
+		return false, Verdict{}
+	}
+	n := 0
+	if x.env.Counted != nil {
+		n = x.env.Counted(s.Set, key)
+	}
+	x.trace.Counts = append(x.trace.Counts, ElemUpdate{Set: s.Set, Key: key})
+	if n++; n > int(s.Limit) {
+		return x.hold("connection %d, where %d are the most", n, s.Limit)
+	}
+	if x.env.Counted == nil {
+		return x.fail("taken for at most %d open connections: how many there are is not known here", s.Limit)
+	}
+	return x.fail("connection %d, where up to %d pass", n, s.Limit)
+}
+
+// expires takes a connection that is there for one that goes on.
+func (x *ruleRun) expires(s Expires) (bool, Verdict) {
+	first := x.p.Conn == nil
+	if first == s.AtLeast {
+		return x.fail("%s does not hold", stmtText(s))
+	}
+	return x.hold("%s holds", stmtText(s))
+}
+
+// tcpFlags takes the first packet for one with SYN, and all others for plain ones.
+func (x *ruleRun) tcpFlags(s TCPFlags) (bool, Verdict) {
+	if x.p.Proto != model.TCP || x.p.Conn != nil || s&SYN == 0 {
+		return x.fail("the packet has none of the flags %s", s.names())
+	}
+	return x.hold("the packet has one of the flags %s", s.names())
 }
 
 func (x *ruleRun) dnat(s DNAT) (bool, Verdict) {

@@ -6,6 +6,7 @@ package ruleset
 type State struct {
 	next map[numgenKey]uint32
 	dyn  map[dynKey]string
+	open map[dynKey]int // connections that are counted
 }
 
 type numgenKey struct {
@@ -30,16 +31,34 @@ func (s *State) Env() *Env {
 			data, ok := s.dyn[dynKey{set, key}]
 			return data, ok
 		},
+		Counted: func(set, key string) int { return s.open[dynKey{set, key}] },
 	}
 }
 
-// Keep takes over the elements that t's rules added.
+// Keep takes over the elements that t's rules added, and counts the connection where they
+// did: as open, until [State.Close], unless it was refused.
 func (s *State) Keep(t Trace) {
 	if s.dyn == nil {
 		s.dyn = map[dynKey]string{}
 	}
 	for _, u := range t.Updates {
 		s.dyn[dynKey{u.Set, u.Key}] = u.Data
+	}
+	if t.Verdict != Accepted {
+		return
+	}
+	if s.open == nil {
+		s.open = map[dynKey]int{}
+	}
+	for _, c := range t.Counts {
+		s.open[dynKey{c.Set, c.Key}]++
+	}
+}
+
+// Close takes a connection that Keep counted out of the count.
+func (s *State) Close(t Trace) {
+	for _, c := range t.Counts {
+		s.open[dynKey{c.Set, c.Key}]--
 	}
 }
 

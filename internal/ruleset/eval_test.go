@@ -184,6 +184,33 @@ func TestEvalSticky(t *testing.T) {
 	connect("203.0.113.1:40003", "10.1.4.2:9091") // forgotten: balanced anew
 }
 
+// TestEvalLimit: two connections are taken, the second fills the flag, so that the third is
+// refused without being counted; after an end, the next is taken.
+func TestEvalLimit(t *testing.T) {
+	ev, state := NewEvaluator(fixture()), &State{}
+	connect := func(port int, verdict Outcome, dnat string, counts int) Trace {
+		t.Helper()
+		tr := ev.Eval(packet(fmt.Sprintf("203.0.113.1:%d", port), "198.51.100.10:85", model.TCP), state.Env())
+		mustEnd(t, tr, verdict, dnat, "")
+		mustEqual(t, "counts", len(tr.Counts), counts)
+		state.Keep(tr)
+		return tr
+	}
+	connect(40000, Accepted, "10.1.1.1:8080", 2)
+	second := connect(40001, Accepted, "10.1.1.1:8080", 2)
+	connect(40002, RejectedReset, "", 0)
+	state.Forget("full", keyOf(uint32(7), uint32(8))) // the flag ran out
+	connect(40003, Dropped, "", 1)
+	connect(40004, RejectedReset, "", 0)
+	state.Close(second)
+	state.Forget("full", keyOf(uint32(7), uint32(8)))
+	connect(40005, Accepted, "10.1.1.1:8080", 2)
+	connect(40006, RejectedReset, "", 0)
+	for range 5 { // without a state, no limit is reached
+		mustEnd(t, ev.Eval(packet("203.0.113.1:1", "198.51.100.10:85", model.TCP), nil), Accepted, "10.1.1.1:8080", "")
+	}
+}
+
 // What a packet's own update added, its later look-ups find; an update keeps data that is there.
 func TestEvalUpdateIsSeen(t *testing.T) {
 	m := &Set{Name: "m", Key: Types{IPv4Addr}, Data: Types{IPv4Addr}, Dynamic: true}

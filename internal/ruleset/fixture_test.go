@@ -89,6 +89,7 @@ var (
 	asked6    = Key{IP6Daddr, L4Proto, DPort}
 	listened4 = Key{CtOrigDaddr4, L4Proto, CtOrigDPort}
 	served4   = Key{CtOrigDaddr4, L4Proto, CtOrigDPort, CtReplySaddr4, CtReplySPort}
+	limited   = Key{Const(7), Const(8)}
 	sticky4   = Key{Const(stkBase), IPSaddr}
 )
 
@@ -105,6 +106,7 @@ func fixtureSets() []*Set {
 			part(to(vip, model.UDP, 53, "service/dns/ip/udp")),
 			part(to(vip, model.TCP, 84, "service/cut/ip/tcp")),
 			part(to(vip, model.TCP, 81, "service/stk/ip/tcp")),
+			part(to(vip, model.TCP, 85, "service/limited/ip/tcp")),
 			part(to(vip, model.TCP, 82, "service/down/ip/tcp"),
 				to(vip, model.UDP, 82, "service/down/ip/udp"),
 				to(vip, model.UDP, 83, "service/gone/ip/udp")),
@@ -136,6 +138,8 @@ func fixtureSets() []*Set {
 			slots(0, "[2001:db8:1::1]:8080", "[2001:db8:1::2]:8080"),
 		}},
 		sticky("sticky-addr4/00", IPv4Addr), sticky("sticky-port4/00", Port),
+		{Name: "limits", Key: Types{Integer, Integer}, Dynamic: true, Size: 65536},
+		{Name: "full", Key: Types{Integer, Integer}, Dynamic: true, Timeout: true, Size: 65536},
 		counted("connections4"), counted("requests4"),
 		{Name: "resets4", Key: Types{IPv4Addr, Port, IPv4Addr, Port}, Dynamic: true, Timeout: true, Size: 1000},
 		// nft 1.0 takes a GC interval for sets, not for maps.
@@ -187,12 +191,30 @@ func fixtureChains() []*Chain {
 			rule("source", tcp4, VMap{listened4, "source4r"}),
 			rule("a backend calls its own service", tcp4, InSet{append(listened4[:3:3], IPSaddr), "hairpin4"}, Masquerade{}),
 		}},
-		&Chain{Name: "count-requests", Rules: []Rule{rule("count the packet", tcp4, Update{Set: "requests4", Key: served4})}},
+		&Chain{Name: "count-requests", Rules: []Rule{
+			rule("count the packet", tcp4, Update{Set: "requests4", Key: served4}),
+			rule("", tcp4, Expires{false, 121 * time.Second}, Verdict{GotoChain, "closing"}),
+		}},
 		&Chain{Name: "count-replies", Rules: []Rule{rule("count the packet", tcp4, Update{Set: "replies4", Key: served4, Timeout: time.Hour})}},
 		&Chain{Name: "source/rng/ip", Rules: []Rule{rule("", nil, SNAT{model.IPv4, addrOf("192.0.2.1")})}},
 		&Chain{Name: "learn/stk/ip/tcp", Rules: []Rule{rule("remember the client", tcp4,
 			Update{"sticky-addr4/00", sticky4, IPDaddr, 10 * time.Minute},
 			Update{"sticky-port4/00", sticky4, DPort, 10 * time.Minute})}},
+		&Chain{Name: "service/limited/ip/tcp", Rules: []Rule{
+			rule("", nil, Verdict{JumpTo, "try/limited"}),
+			rule("all are full", tcp4, RejectWith{TCPReset: true}),
+		}},
+		&Chain{Name: "try/limited", Rules: []Rule{
+			rule("it is full", nil, InSet{limited, "full"}, Verdict{Kind: ReturnBack}),
+			rule("one more than it takes", nil, CountOver{"limits", limited, 2}, Update{"full", limited, nil, time.Minute}, Verdict{Kind: DropPacket}),
+			rule("the last that it takes", nil, CountOver{"limits", Key{Const(7), Const(9)}, 1}, Update{"full", limited, nil, time.Minute}),
+			rule("", tcp4, DNAT{Family: model.IPv4, WithPort: true, To: MapGet{Key{Const(webBase)}, "addrport4/00"}}),
+		}},
+		&Chain{Name: "closing", Rules: []Rule{
+			rule("not its last packet", tcp4, FIN|SYN, Verdict{Kind: ReturnBack}),
+			rule("it goes on", nil, Expires{true, 11 * time.Second}, Expires{false, 61 * time.Second}, Verdict{Kind: ReturnBack}),
+			rule("it ended", nil, InSet{limited, "full"}, Update{"full", limited, nil, time.Millisecond}),
+		}},
 		&Chain{Name: "service/web/ip/tcp", Rules: []Rule{rule("round-robin", tcp4, pool(webSlot))}},
 		&Chain{Name: "service/cut/ip/tcp", Rules: []Rule{
 			rule("cut off", tcp4, NoSYN{}, InSet{Key{IPSaddr, SPort, IPDaddr, DPort}, "resets4"}, RejectWith{TCPReset: true}),

@@ -248,6 +248,16 @@ func stmtText(s Stmt) string {
 		return s.Key.String() + " vmap @" + s.Map
 	case Update:
 		return s.text()
+	case CountOver:
+		return fmt.Sprintf("add @%s { %s ct count over %d }", s.Set, s.Key, s.Limit)
+	case Expires:
+		op := "<"
+		if s.AtLeast {
+			op = ">="
+		}
+		return "ct expiration " + op + " " + duration(s.Time)
+	case TCPFlags:
+		return "tcp flags " + s.names()
 	case DNAT:
 		return s.text()
 	case SNAT:
@@ -279,6 +289,16 @@ func (m Match) valueText() string {
 		return dirName(m.Value)
 	}
 	return model.Proto(m.Value).String()
+}
+
+func (f TCPFlags) names() string {
+	var out []string
+	for i, name := range []string{"fin", "syn", "rst"} {
+		if f&(1<<i) != 0 {
+			out = append(out, name)
+		}
+	}
+	return strings.Join(out, ",")
 }
 
 func (u Update) text() string {

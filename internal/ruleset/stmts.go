@@ -140,6 +140,33 @@ type Update struct {
 	Timeout time.Duration // 0: none
 }
 
+// CountOver counts the connection under Key in the dynamic set named Set, which has no
+// timeouts, and matches when more than Limit are counted there. A connection that has
+// ended counts no more (TCP: from TIME_WAIT on; net/netfilter/nf_conncount.c). An element
+// keeps the limit with which it was made.
+type CountOver struct {
+	Set   string
+	Key   Key
+	Limit uint32
+}
+
+// Expires compares the time after which the kernel forgets the connection if no packet
+// comes; 0 for the first packet of a connection.
+type Expires struct {
+	AtLeast bool // at least Time; else less than Time
+	Time    time.Duration
+}
+
+// TCPFlags matches TCP packets that have one of the flags.
+type TCPFlags uint8
+
+// Flags of the TCP header (RFC 9293).
+const (
+	FIN TCPFlags = 1 << iota
+	SYN
+	RST
+)
+
 // DNAT sets the destination of the connection and ends the evaluation.
 type DNAT struct {
 	Family model.Family
@@ -185,6 +212,9 @@ func (NotLoopback) stmt() {}
 func (InSet) stmt()       {}
 func (VMap) stmt()        {}
 func (Update) stmt()      {}
+func (CountOver) stmt()   {}
+func (Expires) stmt()     {}
+func (TCPFlags) stmt()    {}
 func (DNAT) stmt()        {}
 func (SNAT) stmt()        {}
 func (Masquerade) stmt()  {}

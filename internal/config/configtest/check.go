@@ -139,6 +139,9 @@ func tableSize(n int) int {
 }
 
 func checkBackends(s *model.Service) error {
+	if s.MaxConnections < 0 || s.MaxConnections > model.MaxConnections {
+		return fmt.Errorf("max_connections %d", s.MaxConnections)
+	}
 	ids := map[string]bool{}
 	for _, b := range s.Backends {
 		if err := checkAddr(b.Addr); err != nil {
@@ -146,6 +149,9 @@ func checkBackends(s *model.Service) error {
 		}
 		if ids[b.ID()] || b.Weight < 0 || b.Weight > model.MaxWeight || b.Ports.Hi < b.Ports.Lo || b.Ports.Hi > 0 && b.Ports.Lo == 0 {
 			return fmt.Errorf("backend %s with weight %d is bad or there twice", b.ID(), b.Weight)
+		}
+		if b.MaxConnections < 0 || b.MaxConnections > model.MaxConnections {
+			return fmt.Errorf("backend %s with max_connections %d", b.ID(), b.MaxConnections)
 		}
 		ids[b.ID()] = true
 		for _, l := range s.Listen {

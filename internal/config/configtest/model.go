@@ -23,6 +23,7 @@ type Options struct {
 	Families    []model.Family  // empty: both
 	Protos      []model.Proto   // empty: TCP, UDP and SCTP
 	Balances    []model.Balance // empty: all
+	Limits      []int           // of connections; empty: 1, 2, 1000 and the largest
 	NoEmpty     bool            // every service has backends
 	NoSticky    bool
 	NoAssign    bool // no interfaces either
@@ -51,6 +52,7 @@ func (o *Options) fill() Options {
 	}
 	f.Families = or(f.Families, []model.Family{model.IPv4, model.IPv6})
 	f.Protos = or(f.Protos, []model.Proto{model.TCP, model.UDP, model.SCTP})
+	f.Limits = or(f.Limits, []int{1, 2, 1000, model.MaxConnections})
 	f.Balances = or(f.Balances, []model.Balance{model.RoundRobin, model.Random, model.Maglev, model.Source})
 	return f
 }
@@ -138,6 +140,9 @@ func (g *generator) service(i int) *model.Service {
 	}
 	if !g.o.NoHealth {
 		g.health(s)
+	}
+	if g.upTo(0, 3, "limited") == 0 {
+		g.limits(s)
 	}
 	return s
 }
@@ -231,6 +236,18 @@ func (g *generator) backends(s *model.Service, same bool, length int) {
 		}
 		if weight == 0 {
 			s.Backends[last].Weight = 1
+		}
+	}
+}
+
+// limits gives the service and some of its backends limits of connections.
+func (g *generator) limits(s *model.Service) {
+	if g.flip("limited as a whole") {
+		s.MaxConnections = pick(g, g.o.Limits, "limit")
+	}
+	for i := range s.Backends {
+		if g.upTo(0, 2, "limited backend") > 0 {
+			s.Backends[i].MaxConnections = pick(g, g.o.Limits, "limit")
 		}
 	}
 }

@@ -132,6 +132,9 @@ func (w *writer) service(s *model.Service) []string {
 	optional(s.WhenAllDown == model.Reject, "when_all_down", w.scalar(s.WhenAllDown.String()))
 	optional(s.Sticky == 0, "sticky", w.sticky(s))
 	optional(s.Source.Mode == model.SourceKeep, "source", w.sourceText(s))
+	if s.MaxConnections != 0 {
+		keys = append(keys, "max_connections: "+w.number(uint32(s.MaxConnections)))
+	}
 	if s.Assign != "" {
 		keys = append(keys, "assign: "+w.scalar(w.assign(s.Assign)))
 	}
@@ -195,8 +198,11 @@ func (w *writer) backends(list []model.Backend) string {
 	items := make([]string, len(list))
 	for i, b := range list {
 		items[i] = w.scalar(b.ID())
-		if b.Weight != 1 || b.Backup || b.Check != nil || w.flip("mapping") {
+		if b.Weight != 1 || b.Backup || b.Check != nil || b.MaxConnections != 0 || w.flip("mapping") {
 			keys := []string{"address: " + items[i], fmt.Sprintf("weight: %d", b.Weight), fmt.Sprintf("backup: %t", b.Backup)}
+			if b.MaxConnections != 0 {
+				keys = append(keys, "max_connections: "+w.number(uint32(b.MaxConnections)))
+			}
 			if b.Check != nil {
 				keys = append(keys, "check: "+w.check(b.Check))
 			}

@@ -312,6 +312,8 @@ func setsOf(r *ruleset.Rule) []string {
 			names = append(keySets(names, s.Key), s.Map)
 		case ruleset.Update:
 			names = append(keySets(names, append(slices.Clip(s.Key), s.Data)), s.Set)
+		case ruleset.CountOver:
+			names = append(keySets(names, s.Key), s.Set)
 		case ruleset.DNAT:
 			names = keySets(names, ruleset.Key{s.To, s.Port})
 		}
