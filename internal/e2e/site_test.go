@@ -40,10 +40,11 @@ type site struct {
 func newSite(t *testing.T, clients, backends int) *site {
 	t.Helper()
 	lab.Require(t)
+	dir := t.TempDir() // it goes last: a weir that runs until the network goes writes there
 	topo, err := lab.Gateway(lab.GatewayOptions{Clients: clients, Backends: backends})
 	check(t, err)
 	t.Cleanup(func() { check(t, topo.Net.Close()) })
-	s := &site{t: t, Topology: topo, dir: t.TempDir()}
+	s := &site{t: t, Topology: topo, dir: dir}
 	s.config = filepath.Join(s.dir, "weir.yaml")
 	s.ports.Store(10000)
 	for _, c := range append(topo.Clients, topo.Backends...) {
