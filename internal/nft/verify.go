@@ -105,8 +105,9 @@ var meanings = map[string][]exprAttr{
 	"nat": {{unix.NFTA_NAT_TYPE, number}, {unix.NFTA_NAT_FAMILY, number}, {unix.NFTA_NAT_REG_ADDR_MIN, register},
 		{unix.NFTA_NAT_REG_ADDR_MAX, register}, {unix.NFTA_NAT_REG_PROTO_MIN, register},
 		{unix.NFTA_NAT_REG_PROTO_MAX, register}, {unix.NFTA_NAT_FLAGS, natFlags}},
-	"masq":   {{unix.NFTA_MASQ_FLAGS, number}, {unix.NFTA_MASQ_REG_PROTO_MIN, never}, {unix.NFTA_MASQ_REG_PROTO_MAX, never}},
-	"reject": {{unix.NFTA_REJECT_TYPE, number}, {unix.NFTA_REJECT_ICMP_CODE, number}},
+	"masq":    {{unix.NFTA_MASQ_FLAGS, number}, {unix.NFTA_MASQ_REG_PROTO_MIN, never}, {unix.NFTA_MASQ_REG_PROTO_MAX, never}},
+	"notrack": {},
+	"reject":  {{unix.NFTA_REJECT_TYPE, number}, {unix.NFTA_REJECT_ICMP_CODE, number}},
 }
 
 // appendMeaning appends what a rule does, in a form that is the same whether the driver

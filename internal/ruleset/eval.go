@@ -18,6 +18,12 @@ type Packet struct {
 	// one for which chains of type nat are looked at.
 	Conn  *Conn
 	Reply bool // with Conn: the packet goes from ReplySrc to ReplyDst
+
+	// In and Out are the devices by which the packet comes in and leaves; "": not known, and
+	// no rule that names one matches.
+	In, Out  string
+	Flags    uint8 // of a TCP segment; 0: SYN for the first packet of a connection, else ACK
+	ICMPType uint8 // of an ICMP or ICMPv6 message
 }
 
 // Conn is a tracked connection: the addresses of its first packet as that came in, and
@@ -130,9 +136,13 @@ type walk struct {
 	src, dst netip.AddrPort // as the packet is now
 	conn     Conn
 	tracked  bool // conntrack has seen the packet
-	srcDone  bool // the connection's source translation is settled
-	dstDone  bool
-	fresh    map[dynKey]string // what this packet's updates added
+
+	// untracked says that it will not, because a rule said so.
+	untracked bool
+
+	srcDone bool // the connection's source translation is settled
+	dstDone bool
+	fresh   map[dynKey]string // what this packet's updates added
 
 	at    Hook
 	trace Trace
@@ -187,7 +197,10 @@ func (w *walk) hook(h Hook) bool {
 	w.at = h
 	for i := range w.ev.hooks[h] {
 		s := &w.ev.hooks[h][i]
-		w.tracked = w.tracked || s.priority > conntrackPriority
+		w.tracked = !w.untracked && (w.tracked || s.priority > conntrackPriority)
+		if s.nat && w.untracked {
+			continue
+		}
 		if s.nat {
 			if !w.nat(s) {
 				return false
@@ -200,7 +213,7 @@ func (w *walk) hook(h Hook) bool {
 			}
 		}
 	}
-	w.tracked = true
+	w.tracked = !w.untracked
 	return true
 }
 

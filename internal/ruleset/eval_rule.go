@@ -116,6 +116,14 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 			return x.fail("the packet came in by the loopback device")
 		}
 		return x.hold("the packet did not come in by the loopback device")
+	case Notrack:
+		return x.notrack()
+	case CtState:
+		return x.ctState(s)
+	case OnLoopback:
+		return x.onLoopback(s)
+	case OutDevice:
+		return x.outDevice(s)
 	case InSet:
 		return x.inSet(s)
 	case VMap:
