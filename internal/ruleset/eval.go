@@ -67,6 +67,13 @@ type Trace struct {
 	Src, Dst   netip.AddrPort // the packet as it leaves, or was when it was refused
 	Conn       Conn           // its connection from then on
 	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
+	Found      []Found        // the elements of other sets that matched
+}
+
+// Found is an element of a set that a rule looked for and found.
+type Found struct {
+	Set  string
+	Elem Element
 }
 
 // Step is one rule that was looked at, or the translation that an established connection
@@ -76,6 +83,7 @@ type Step struct {
 	Chain   string
 	Rule    string // in nft syntax, without its comment
 	Words   string // what the rule did, or why it did nothing
+	Comment string // what the rule is for, as it says
 	Matched bool   // all of the rule's statements were reached and held
 	Detail  string // the look-ups and numbers on the way, separated by "; "
 }
