@@ -17,6 +17,7 @@ import (
 
 func (e *env) applyCmd() *cobra.Command {
 	var within time.Duration
+	var lockMeOut bool
 	c := &cobra.Command{
 		Use:   "apply",
 		Short: "Make the kernel do what the configuration says, once, and exit",
@@ -25,20 +26,22 @@ it is that one which takes its file, as on weir reload.
 
 With --confirm the change goes back by itself to the last confirmed configuration, unless
 weir confirm is said within that time: also when this session is cut, and when a weir is
-killed meanwhile. Until then only another apply --confirm is taken.`,
+killed meanwhile. Until then only another apply --confirm is taken. What would cut off your
+SSH session is refused with --confirm too.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if c.Flags().Changed("confirm") && (within < keep.MinWithin || within > keep.MaxWithin) {
 				return usageError{fmt.Errorf("--confirm %s is not allowed; want a time from 1s to 24h, such as 60s or 5m", within)}
 			}
-			return e.apply(c.Context(), within)
+			return e.apply(c.Context(), within, here(lockMeOut))
 		},
 	}
 	c.Flags().DurationVar(&within, "confirm", 0, "go back after that `TIME` unless weir confirm is said")
 	e.stateFlag(c)
+	addLockFlag(c.Flags(), &lockMeOut)
 	return c
 }
 
-func (e *env) apply(ctx context.Context, within time.Duration) error {
+func (e *env) apply(ctx context.Context, within time.Duration, who api.ReloadRequest) error {
 	defer e.progress("applying " + e.config)()
 	file, err := filepath.Abs(e.config)
 	if err != nil {
@@ -46,11 +49,11 @@ func (e *env) apply(ctx context.Context, within time.Duration) error {
 	}
 	var out api.Applied
 	err = ask(func(w *api.Client) (err error) {
-		out, err = w.Apply(ctx, file, within)
+		out, err = w.Apply(ctx, api.ApplyRequest{ReloadRequest: who, Confirm: within, File: file})
 		return err
 	})
 	if errors.Is(err, api.ErrNotRunning) {
-		out, err = e.applyAlone(ctx, within)
+		out, err = e.applyAlone(ctx, within, who)
 	}
 	if err != nil {
 		return conflict(err)
@@ -81,9 +84,12 @@ func (e *env) printApplied(out api.Applied) error {
 }
 
 // applyAlone is apply where no weir runs.
-func (e *env) applyAlone(ctx context.Context, within time.Duration) (api.Applied, error) {
+func (e *env) applyAlone(ctx context.Context, within time.Duration, who api.ReloadRequest) (api.Applied, error) {
 	var out api.Applied
 	f, bad := e.readConfig()
+	if bad == nil {
+		bad = lockout(who).check(e.config, f.Config)
+	}
 	if bad != nil && !e.overdue() {
 		return out, bad
 	}

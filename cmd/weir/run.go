@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -33,6 +32,8 @@ import (
 type runOptions struct {
 	group   string // who may speak to weir, besides its own user
 	metrics string // address and port for Prometheus; "": on the socket alone
+
+	lockMeOut bool // no configuration is refused for locking its owner out
 }
 
 func (e *env) runCmd() *cobra.Command {
@@ -50,6 +51,7 @@ When it stops, or is killed, the kernel goes on with the rules as they are.`,
 	c.Flags().StringVar(&o.group, "group", "", "`GROUP` that may use weir's socket too; else only its own user and root")
 	e.stateFlag(c)
 	c.Flags().StringVar(&o.metrics, "metrics", "", "`ADDRESS:PORT` on which Prometheus gets /metrics too, such as 127.0.0.1:9545; else only on weir's socket")
+	addLockFlag(c.Flags(), &o.lockMeOut)
 	return c
 }
 
@@ -76,6 +78,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	}
 	defer flows.Close()
 	known, save := openMemory(e.state, log)
+	held := newLockouts(o.lockMeOut, e.state)
 	results := engine.NewInbox()
 	checks := health.NewProber(results.Put, health.Options{})
 	defer checks.Close()
@@ -84,10 +87,10 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer nudges.Close()
-	loop := &engine.Loop{Engine: k.Engine, Load: e.readConfig, Reload: hangUps(ctx), Events: events, Log: log,
+	loop := &engine.Loop{Engine: k.Engine, Load: held.loader(e.config, e.readConfig), Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
 		Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
-		Notify: func(state string) { notify(log, state) }}
+		Notify: func(state string) { held.reached(state); notify(log, state) }}
 	if kept := openKept(e.state, log); kept != nil {
 		loop.Kept = kept
 	}
@@ -100,7 +103,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	go func() { defer close(watched); watcher.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, o.metrics, group, log)
+	stopped, err := e.listen(ctx, loop, held, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -184,7 +187,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -205,7 +208,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group i
 		flows.Close()
 		return nil, err
 	}
-	weir := &control{loop, counters, engine.Conntrack{Conn: flows}, log, e}
+	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e}
 	server := api.New(weir, version, log)
 	numbers := metrics.Handler(weir, version)
 	server.Metrics(numbers)
@@ -231,6 +234,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group i
 // it.
 type control struct {
 	*engine.Loop
+	held     *lockouts
 	counters engine.Counters
 	flows    engine.Connections
 	log      *slog.Logger
@@ -238,12 +242,12 @@ type control struct {
 }
 
 // Apply implements api.Controller.
-func (c *control) Apply(ctx context.Context, by *state.Operator, file string, within time.Duration) ([]string, error) {
-	if own, err := filepath.Abs(c.env.config); err != nil || file != "" && !sameFile(own, file) {
+func (c *control) Apply(ctx context.Context, by *state.Operator, r api.ApplyRequest) ([]string, error) {
+	if own, err := filepath.Abs(c.env.config); err != nil || r.File != "" && !sameFile(own, r.File) {
 		return nil, &api.Error{Code: http.StatusConflict,
-			Message: fmt.Sprintf("the weir that runs here has the file %s, not %q: it takes no other", own, file)}
+			Message: fmt.Sprintf("the weir that runs here has the file %s, not %q: it takes no other", own, r.File)}
 	}
-	if err := c.Loop.Apply(ctx, by, within); err != nil {
+	if err := c.held.during(r.ReloadRequest, func() error { return c.Loop.Apply(ctx, by, r.Confirm) }); err != nil {
 		return nil, err
 	}
 	view, err := c.View(ctx)
@@ -251,7 +255,7 @@ func (c *control) Apply(ctx context.Context, by *state.Operator, file string, wi
 		return nil, err
 	}
 	out := warnings(view.Config)
-	if view.Pending == "" || within == 0 {
+	if view.Pending == "" || r.Confirm == 0 {
 		return out, nil
 	}
 	if err := startGuard(c.env.state, view.Pending); err != nil {
@@ -286,6 +290,11 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 
 // Counts implements metrics.Source.
 func (c *control) Counts() map[string]uint64 { return c.Journal.Counts() }
+
+// ReloadNow implements api.Controller.
+func (c *control) ReloadNow(ctx context.Context, by *state.Operator, r api.ReloadRequest) error {
+	return c.held.during(r, func() error { return c.Loop.ReloadNow(ctx, by) })
+}
 
 // Since implements api.Controller.
 func (c *control) Since(seq uint64) ([]engine.Event, <-chan struct{}) { return c.Journal.Since(seq) }

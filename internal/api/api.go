@@ -11,8 +11,8 @@
 //	GET  /v1/status[?service=NAME]
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line
 //	GET  /v1/backends                                  what weights follow from, beyond the file
-//	POST /v1/reload
-//	POST /v1/apply                                     {"confirm": "60s", "file": "/etc/weir/weir.yaml"}, both may lack
+//	POST /v1/reload                                    {"ssh_connection": "…", "lock_me_out": true}, each may lack
+//	POST /v1/apply                                     {"confirm": "60s", "file": "/etc/weir/weir.yaml"}, and as reload; each may lack
 //	POST /v1/confirm
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
@@ -43,12 +43,11 @@ type Controller interface {
 	Say(ctx context.Context, by *state.Operator, m engine.Member, change func(state.Word) state.Word, words string) error
 	// ReloadNow loads the configuration again. The error unwraps to config.Errors when
 	// the file is wrong.
-	ReloadNow(ctx context.Context, by *state.Operator) error
+	ReloadNow(ctx context.Context, by *state.Operator, r ReloadRequest) error
 	// Apply is ReloadNow, or, with a time, takes the configuration until it is over
-	// unless Confirm is said (engine.Loop.Apply). file is the one that is meant; an
-	// error if weir has another; "": whatever weir has. It returns warnings that are not
-	// of the kernel's rules.
-	Apply(ctx context.Context, by *state.Operator, file string, within time.Duration) ([]string, error)
+	// unless Confirm is said (engine.Loop.Apply). It returns warnings that are not of the
+	// kernel's rules; an error if weir has another file than the one that is meant.
+	Apply(ctx context.Context, by *state.Operator, r ApplyRequest) ([]string, error)
 	// Confirm keeps what waits and returns it; else engine.ErrNothing.
 	Confirm(ctx context.Context, by *state.Operator) (keep.Config, error)
 	// Since returns the events after a number, and what is closed when there are more.
@@ -82,6 +81,22 @@ type Backend struct {
 // follow from that it gives them.
 type Backends struct {
 	Backends []engine.Known `json:"backends"`
+}
+
+// ReloadRequest is how a configuration is loaded again. Its JSON form is a body.
+type ReloadRequest struct {
+	// SSHConnection is SSH_CONNECTION of the session that asks: a configuration that would
+	// cut it off is refused.
+	SSHConnection string `json:"ssh_connection,omitempty"`
+	// LockMeOut takes a configuration that would, or that leaves nobody a way in.
+	LockMeOut bool `json:"lock_me_out,omitempty"`
+}
+
+// ApplyRequest is how a configuration is applied.
+type ApplyRequest struct {
+	ReloadRequest
+	Confirm time.Duration // it goes back after that time unless Confirm is said; 0: it stays
+	File    string        // the path of the configuration that is meant; "": weir's
 }
 
 // Reloaded is what a reload brought.
@@ -120,6 +135,7 @@ type drainRequest struct {
 
 // applyRequest is a body.
 type applyRequest struct {
+	ReloadRequest
 	Confirm *string `json:"confirm,omitempty"` // a Go duration; nil: it needs no confirmation
 	File    string  `json:"file,omitempty"`    // the path of the configuration that is meant; "": weir's
 }

@@ -61,16 +61,16 @@ func (c *Client) Backends(ctx context.Context) (Backends, error) {
 }
 
 // Reload has weir load its configuration again. Mistakes in it are in Error.Errors.
-func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
-	return ask[Reloaded](ctx, c, "POST", "/v1/reload", nil)
+func (c *Client) Reload(ctx context.Context, r ReloadRequest) (Reloaded, error) {
+	return ask[Reloaded](ctx, c, "POST", "/v1/reload", r)
 }
 
 // Apply has weir load its configuration, which must be that file, and go back by itself
-// unless Confirm is said within that time; 0: it stays.
-func (c *Client) Apply(ctx context.Context, file string, within time.Duration) (Applied, error) {
-	body := applyRequest{File: file}
-	if within != 0 {
-		text := within.String()
+// unless Confirm is said within that time, if there is one.
+func (c *Client) Apply(ctx context.Context, r ApplyRequest) (Applied, error) {
+	body := applyRequest{ReloadRequest: r.ReloadRequest, File: r.File}
+	if r.Confirm != 0 {
+		text := r.Confirm.String()
 		body.Confirm = &text
 	}
 	return ask[Applied](ctx, c, "POST", "/v1/apply", body)

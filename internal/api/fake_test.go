@@ -38,8 +38,9 @@ type fake struct {
 	stuck   chan struct{} // View waits until it is closed; nil: not at all
 	journal *engine.Journal
 	waiting *engine.Waiting
-	refuses bool            // no word may be taken
-	by      *state.Operator // who said the last word
+	refuses bool              // no word may be taken
+	by      *state.Operator   // who said the last word
+	asked   api.ReloadRequest // by the last request to load
 }
 
 func backendAt(text string, weight int) model.Backend {
@@ -125,22 +126,35 @@ func (f *fake) said() *state.Operator {
 	return by
 }
 
-func (f *fake) ReloadNow(context.Context, *state.Operator) error { return f.reload }
-
-func (f *fake) Apply(_ context.Context, by *state.Operator, file string, within time.Duration) ([]string, error) {
+// session returns what the last request to load said of its session.
+func (f *fake) session() api.ReloadRequest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.asked
+}
+
+func (f *fake) ReloadNow(_ context.Context, _ *state.Operator, r api.ReloadRequest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = r
+	return f.reload
+}
+
+func (f *fake) Apply(_ context.Context, by *state.Operator, r api.ApplyRequest) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = r.ReloadRequest
 	switch {
 	case f.reload != nil:
 		return nil, f.reload
-	case file != "" && file != "/etc/weir/weir.yaml":
+	case r.File != "" && r.File != "/etc/weir/weir.yaml":
 		return nil, &api.Error{Code: 409, Message: "the weir that runs here has another file"}
-	case f.waiting != nil && within == 0:
+	case f.waiting != nil && r.Confirm == 0:
 		return nil, fmt.Errorf("%w: it is so", engine.ErrWaiting)
 	}
 	f.by = by
-	if within > 0 {
-		f.waiting = &engine.Waiting{File: "/etc/weir/weir.yaml", At: epoch, Deadline: epoch.Add(within), Left: within.Seconds(), By: &state.Operator{UID: 7, User: "alice", PID: 8}}
+	if r.Confirm > 0 {
+		f.waiting = &engine.Waiting{File: "/etc/weir/weir.yaml", At: epoch, Deadline: epoch.Add(r.Confirm), Left: r.Confirm.Seconds(), By: &state.Operator{UID: 7, User: "alice", PID: 8}}
 	}
 	return []string{"the fake forwards nothing"}, nil
 }

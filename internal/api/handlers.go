@@ -44,10 +44,11 @@ func (s *Server) backends(ctx context.Context, r *http.Request) (any, error) {
 }
 
 func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {
-	if err := read(r, &struct{}{}); err != nil {
+	var body ReloadRequest
+	if err := read(r, &body); err != nil {
 		return nil, err
 	}
-	if err := s.weir.ReloadNow(ctx, peer(ctx)); err != nil {
+	if err := s.weir.ReloadNow(ctx, peer(ctx), body); err != nil {
 		return nil, err
 	}
 	view, err := s.weir.View(ctx)
@@ -74,7 +75,7 @@ func (s *Server) apply(ctx context.Context, r *http.Request) (any, error) {
 			return nil, badRequest("confirm %s is not allowed; want a time from 1s to 24h, such as 60s or 5m", quote(*body.Confirm))
 		}
 	}
-	warnings, err := s.weir.Apply(ctx, peer(ctx), body.File, within)
+	warnings, err := s.weir.Apply(ctx, peer(ctx), ApplyRequest{body.ReloadRequest, within, body.File})
 	if err != nil {
 		return nil, err
 	}

@@ -107,6 +107,29 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestSession sees that whoever loads a configuration is told of the session that asks.
+func TestSession(t *testing.T) {
+	f := newFake()
+	path, _ := serve(t, f)
+	c := api.NewClient(path)
+	for name, load := range map[string]func(r api.ReloadRequest) error{
+		"reload": func(r api.ReloadRequest) error { _, err := c.Reload(t.Context(), r); return err },
+		"apply": func(r api.ReloadRequest) error {
+			_, err := c.Apply(t.Context(), api.ApplyRequest{ReloadRequest: r, Confirm: time.Minute})
+			return err
+		},
+	} {
+		for _, want := range []api.ReloadRequest{{SSHConnection: "203.0.113.1 50000 198.51.100.1 22"}, {LockMeOut: true}} {
+			if err := load(want); err != nil {
+				t.Fatal(err)
+			}
+			if got := f.session(); got != want {
+				t.Errorf("%s of %+v: %+v", name, want, got)
+			}
+		}
+	}
+}
+
 // TestWords sees what each word makes of what was said before.
 func TestWords(t *testing.T) {
 	f := newFake()

@@ -28,7 +28,7 @@ func (d *decoder) finish() {
 	if d.full {
 		return
 	}
-	if !d.services && !d.bad && len(d.lists) == 0 {
+	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there {
 		d.add(yaml.Pos{Line: 1, Column: 1}, top(""), "", "key services is missing; want a list of services, services: [] for none")
 	}
 	if !d.seeded {
@@ -39,6 +39,7 @@ func (d *decoder) finish() {
 	}
 	d.checkGroups()
 	d.resolveAssigns()
+	d.finishEdge()
 	d.checkOverlap()
 }
 

@@ -246,6 +246,9 @@ func TestEveryKeyIsRead(t *testing.T) {
 	} {
 		for _, key := range keys {
 			_, err := Parse("weir.yaml", fmt.Appendf(nil, form, key))
+			if key == "edge" && err == nil {
+				continue // it restricts nothing
+			}
 			if err == nil || strings.Contains(err.Error(), "is not known") {
 				if key == "interfaces" && strings.Contains(fmt.Sprint(err), "key services is missing") {
 					continue

@@ -26,7 +26,7 @@ type View struct {
 	Rejected *Rejected                  // the one that was not confirmed last
 	Findings []host.Finding             // what is wrong on the box; nil: not known
 
-	counted []plan.Counted
+	plan *plan.Plan // the last that was applied; nil before the first
 }
 
 // View waits until the loop has tried to apply what it was told before, and returns what
@@ -47,9 +47,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		for m, t := range l.trackers {
 			v.Checks[m] = Health{true, t.Snapshot()}
 		}
-		if p := l.Engine.Plan(); p != nil {
-			v.counted = p.Counted()
-		}
+		v.plan = l.Engine.Plan()
 	})
 	return v, err
 }
@@ -62,7 +60,15 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	if name != "" {
 		cfg.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool { return s.Name != name })
 	}
-	st, err := readStatus(ctx, k, &cfg, v.counted)
+	st, err := newStatus(&cfg), error(nil)
+	if v.plan != nil {
+		st, err = readStatus(ctx, k, &cfg, v.plan)
+	} else {
+		st.Loaded = true // as far as was asked
+	}
+	if name != "" {
+		st.Edge = nil
+	}
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
 	st.Findings, st.Applied = v.Findings, &v.Applied
 	for i, s := range cfg.Services {

@@ -92,6 +92,13 @@ func TestJudge(t *testing.T) {
 			f.Forward[model.IPv4] = 0
 			f.Routes[0], f.Routes[1], f.Routes[2] = local, local, local
 		}, nil},
+		{"forwarding off, services of the box alone", func(cfg *model.Config, f *host.Facts) {
+			f.Forward[model.IPv4], f.Forward[model.IPv6] = 0, 0
+			for _, s := range cfg.Services {
+				s.Forward, s.Backends, s.Source = model.ForwardLocal, nil, model.SourceNAT{}
+			}
+			f.Routes, f.Last = nil, nil
+		}, nil},
 		{"forwarding not readable", func(_ *model.Config, f *host.Facts) { f.Forward = nil }, nil},
 		{"a device that does not forward", func(_ *model.Config, f *host.Facts) { link(f, "eth1").Forward4 = 0 }, []string{
 			"error ip-forward net.ipv4.conf.eth1.forwarding [web far held] net.ipv4.conf.eth1.forwarding is 0: the kernel forwards nothing that comes in by eth1 (services web, far, held); type: sysctl -w net.ipv4.conf.eth1.forwarding=1"}},

@@ -68,6 +68,9 @@ var (
 	backendNew    = counter("weir_backend_connections_total", "New connections that the backend got.", "service", "backend")
 	backendPkts   = counter("weir_backend_packets_total", "Packets to the backend (in) and back from it (out).", "service", "backend", "direction")
 	backendBytes  = counter("weir_backend_bytes_total", "Bytes of layer 3 to the backend (in) and back from it (out).", "service", "backend", "direction")
+	listenerNew   = counter("weir_listener_connections_total", "New connections that the listener of a local service got; not with track: none.", "service", "listener")
+	listenerPkts  = counter("weir_listener_packets_total", "Packets to the listener of a local service (in) and back from it (out).", "service", "listener", "direction")
+	listenerBytes = counter("weir_listener_bytes_total", "Bytes of layer 3 to the listener of a local service (in) and back from it (out).", "service", "listener", "direction")
 	checkUp       = gauge("weir_backend_check_up", "Whether the last check of the backend was good.", "service", "backend")
 	checkTime     = gauge("weir_backend_check_duration_seconds", "How long the last check of the backend took.", "service", "backend")
 	checkAt       = gauge("weir_backend_check_timestamp_seconds", "When the last check of the backend ended, in seconds since 1970.", "service", "backend")
@@ -76,7 +79,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
-		backendNew, backendPkts, backendBytes, checkUp, checkTime, checkAt} {
+		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt} {
 		ch <- m.desc
 	}
 }
@@ -121,7 +124,20 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		for j := range s.Backends {
 			w.backend(s.Name, &s.Backends[j])
 		}
+		for j := range s.Listeners {
+			w.listener(s, &s.Listeners[j])
+		}
 	}
+}
+
+func (w writer) listener(s *engine.ServiceStatus, l *engine.ListenerStatus) {
+	if s.Track != "none" { // else nobody knows what is new
+		w.put(listenerNew, float64(l.NewConnections), s.Name, l.Listen)
+	}
+	w.put(listenerPkts, float64(l.PacketsIn), s.Name, l.Listen, "in")
+	w.put(listenerPkts, float64(l.PacketsOut), s.Name, l.Listen, "out")
+	w.put(listenerBytes, float64(l.BytesIn), s.Name, l.Listen, "in")
+	w.put(listenerBytes, float64(l.BytesOut), s.Name, l.Listen, "out")
 }
 
 func (w writer) backend(service string, b *engine.BackendStatus) {

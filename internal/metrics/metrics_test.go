@@ -19,7 +19,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// fake is a weir with two backends.
+// fake is a weir with three backends and two listeners of the box itself.
 type fake struct{ view, status error }
 
 func (f fake) View(context.Context) (engine.View, error) { return engine.View{Applied: true}, f.view }
@@ -32,6 +32,10 @@ func (f fake) Status(context.Context, engine.View, string) (engine.Status, error
 			Check:   &engine.CheckStatus{OK: true, LatencyMS: 1.5, At: at}},
 		{Address: "[2001:db8::1]:80", Weight: 1, State: "down", Check: &engine.CheckStatus{LatencyMS: 1000, At: at}},
 		{Address: "10.1.1.2:80", Check: &engine.CheckStatus{Void: true, At: at}},
+	}}, {Name: "mail", Forward: "local", Track: "conntrack", Listeners: []engine.ListenerStatus{
+		{Listen: "[2001:db8::11]:25/tcp", Traffic: engine.Traffic{NewConnections: 10, PacketsIn: 11, BytesIn: 12, PacketsOut: 13, BytesOut: 14}},
+	}}, {Name: "proxy", Forward: "local", Track: "none", Listeners: []engine.ListenerStatus{
+		{Listen: "198.51.100.11:80,443/tcp", Traffic: engine.Traffic{PacketsIn: 15, BytesIn: 16, PacketsOut: 17, BytesOut: 18}},
 	}}}}, f.status
 }
 
@@ -96,7 +100,7 @@ func TestDocumented(t *testing.T) {
 func TestFailing(t *testing.T) {
 	for _, f := range []fake{{view: errors.New("stuck")}, {status: errors.New("no table")}} {
 		got := ask(t, f)
-		if !strings.Contains(got, "weir_up 0\n") || strings.Contains(got, "weir_backend") {
+		if !strings.Contains(got, "weir_up 0\n") || strings.Contains(got, "weir_backend") || strings.Contains(got, "weir_listener") {
 			t.Errorf("%v:\n%s", f, got)
 		}
 	}

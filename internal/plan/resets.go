@@ -39,10 +39,9 @@ func nudges(u usage) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, f := range families {
 		if set := resetsSpec(f).Name; u[set] != nil {
-			rules = append(rules, ruleset.Rule{Comment: "a nudge for a client that is cut off", Stmts: []ruleset.Stmt{
-				ruleset.IsFamily(f), ruleset.IsProto(model.TCP), ruleset.NoSYN{},
-				ruleset.InSet{Key: ruleset.Key{ruleset.Daddr(f), ruleset.DPort, ruleset.Saddr(f), ruleset.SPort}, Set: set},
-				ruleset.Notrack{}}})
+			stmts := []ruleset.Stmt{ruleset.IsFamily(f), ruleset.IsProto(model.TCP), ruleset.NoSYN{},
+				ruleset.InSet{Key: ruleset.Key{ruleset.Daddr(f), ruleset.DPort, ruleset.Saddr(f), ruleset.SPort}, Set: set}}
+			rules = append(rules, ruleset.Rule{Comment: "a nudge for a client that is cut off", Stmts: append(stmts, notracked()...)})
 		}
 	}
 	return rules

@@ -32,6 +32,11 @@ const (
 	CtReplySaddr4                  // ct reply ip saddr
 	CtReplySaddr6                  // ct reply ip6 saddr
 	CtReplySPort                   // ct reply proto-src; as CtOrigDPort
+	IIFName                        // iifname, by which the packet came in
+	OIFName                        // oifname, by which it leaves
+	TCPFlagBits                    // tcp flags, 1 byte; the protocol must be matched before it
+	ICMPType                       // icmp type, as TCPFlagBits
+	ICMP6Type                      // icmpv6 type, as TCPFlagBits
 )
 
 var fieldInfo = [...]struct {
@@ -54,6 +59,11 @@ var fieldInfo = [...]struct {
 	CtReplySaddr4: {"ct reply ip saddr", IPv4Addr},
 	CtReplySaddr6: {"ct reply ip6 saddr", IPv6Addr},
 	CtReplySPort:  {"ct reply proto-src", Port},
+	IIFName:       {"iifname", IfName},
+	OIFName:       {"oifname", IfName},
+	TCPFlagBits:   {"tcp flags", TCPFlagByte},
+	ICMPType:      {"icmp type", ICMPTypeByte},
+	ICMP6Type:     {"icmpv6 type", ICMP6TypeByte},
 }
 
 // Type returns the type of the field's value.
@@ -160,11 +170,16 @@ type Expires struct {
 // TCPFlags matches TCP packets that have one of the flags.
 type TCPFlags uint8
 
-// Flags of the TCP header (RFC 9293).
+// Flags of the TCP header (RFC 9293 section 3.1, RFC 3168).
 const (
 	FIN TCPFlags = 1 << iota
 	SYN
 	RST
+	psh
+	ack
+	urg
+	ece
+	cwr
 )
 
 // DNAT sets the destination of the connection and ends the evaluation.

@@ -11,10 +11,20 @@ type Notrack struct{}
 func (NoSYN) stmt()   {}
 func (Notrack) stmt() {}
 
-// noSYN tells by what the packet is, for a Packet has no flags: the first one of a
+// flags returns the packet's flags. Where it does not say them, the first one of a
 // connection is its SYN, unless Packet.Late says otherwise.
+func (x *ruleRun) flags() TCPFlags {
+	switch {
+	case x.p.Flags != 0:
+		return TCPFlags(x.p.Flags)
+	case x.p.Conn == nil && !x.p.Late:
+		return SYN
+	}
+	return ack
+}
+
 func (x *ruleRun) noSYN() (bool, Verdict) {
-	if x.p.Conn == nil && !x.p.Late {
+	if x.flags()&SYN != 0 {
 		return x.fail("the packet asks for a new connection")
 	}
 	return x.hold("the packet does not ask for a new connection")

@@ -26,8 +26,11 @@ type Options struct {
 	Limits      []int           // of connections; empty: 1, 2, 1000 and the largest
 	NoEmpty     bool            // every service has backends
 	NoSticky    bool
-	NoAssign    bool // no interfaces either
-	NoHealth    bool // no checks, no backups, and nothing else about health
+	NoAssign    bool     // no interfaces either
+	NoHealth    bool     // no checks, no backups, and nothing else about health
+	NoLocal     bool     // no services of the box itself
+	NoEdge      bool     // no access policy
+	Devices     []string // that an access policy names; empty: eth0, eth1 and wan.100
 }
 
 func or[T any](v, def []T) []T {
@@ -51,6 +54,7 @@ func (o *Options) fill() Options {
 		}
 	}
 	f.Families = or(f.Families, []model.Family{model.IPv4, model.IPv6})
+	f.Devices = or(f.Devices, []string{"eth0", "eth1", "wan.100"})
 	f.Protos = or(f.Protos, []model.Proto{model.TCP, model.UDP, model.SCTP})
 	f.Limits = or(f.Limits, []int{1, 2, 1000, model.MaxConnections})
 	f.Balances = or(f.Balances, []model.Balance{model.RoundRobin, model.Random, model.Maglev, model.Source})
@@ -74,6 +78,9 @@ func RandomModel(t *rapid.T, opts *Options) *model.Config {
 		cfg.Interfaces = g.interfaces()
 	}
 	cfg.Blocklists, cfg.Allow = g.blocklists(), g.allow()
+	if !g.o.NoEdge {
+		cfg.Edge = g.edge()
+	}
 	n := g.upTo(1, g.o.MaxServices, "services")
 	for i := range n {
 		cfg.Services = append(cfg.Services, g.service(i))
@@ -133,6 +140,10 @@ func (g *generator) service(i int) *model.Service {
 			length = g.upTo(1, g.o.MaxRange, "listen range")
 		}
 		s.Listen = append(s.Listen, g.listen(length))
+	}
+	if !g.o.NoLocal && g.upTo(0, 4, "local") == 4 {
+		g.local(s)
+		return s
 	}
 	g.source(s)
 	if g.o.NoEmpty || g.upTo(0, 9, "empty") > 0 {
