@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -122,16 +123,31 @@ const ipsDstNAT = 1 << 5
 
 func (r *ruleEnc) statusDNAT() {
 	r.field(ruleset.CtStatus, r.alloc(4))
-	e := r.open("bitwise")
-	r.w.u32(unix.NFTA_BITWISE_SREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_DREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_LEN, 4)
 	var mask [4]byte
 	binary.NativeEndian.PutUint32(mask[:], ipsDstNAT)
-	r.w.value(unix.NFTA_BITWISE_MASK, string(mask[:]))
-	r.w.value(unix.NFTA_BITWISE_XOR, zeros)
-	r.close(e)
+	r.and(0, string(mask[:]))
 	r.cmp(unix.NFT_CMP_NEQ, zeros)
+}
+
+// and leaves those bits of the register at word that mask has.
+func (r *ruleEnc) and(word int, mask string) {
+	e := r.open("bitwise")
+	r.w.u32(unix.NFTA_BITWISE_SREG, reg(word))
+	r.w.u32(unix.NFTA_BITWISE_DREG, reg(word))
+	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
+	r.w.value(unix.NFTA_BITWISE_MASK, mask)
+	r.w.value(unix.NFTA_BITWISE_XOR, strings.Repeat("\x00", len(mask)))
+	r.close(e)
+}
+
+// masked loads the first bits of a field.
+func (r *ruleEnc) masked(m ruleset.Masked, word int) {
+	r.field(m.Field, word)
+	if m.Bits < 1 || m.Bits > 8*m.Field.Type().Size() {
+		r.fail("%s has no first %d bits", ruleset.Key{m.Field}, m.Bits)
+		return
+	}
+	r.and(word, m.Mask())
 }
 
 // loopbackIndex is the index of lo in every network namespace (drivers/net/loopback.c).
@@ -238,6 +254,9 @@ func (r *ruleEnc) nat(kind uint32, f model.Family, addr, port int, flags uint32)
 
 func (r *ruleEnc) reject(s ruleset.RejectWith) {
 	kind, code := uint32(unix.NFT_REJECT_ICMPX_UNREACH), uint8(unix.NFT_REJECT_ICMPX_PORT_UNREACH)
+	if s.Prohibited {
+		code = unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED
+	}
 	if s.TCPReset {
 		kind, code = unix.NFT_REJECT_TCP_RST, 0
 		if r.l4proto != unix.IPPROTO_TCP {
