@@ -22,6 +22,9 @@ var may = map[string][]string{
 	"internal/ruleset": {"internal/flow", "internal/model"},
 	"internal/plan":    {"internal/flow", "internal/model", "internal/ruleset"},
 
+	"internal/blocklist":       {"internal/model"},
+	"internal/blocklist/files": {"internal/blocklist"},
+
 	"internal/config":            {"internal/config/yaml", "internal/flow", "internal/model"},
 	"internal/config/yaml":       {},
 	"internal/config/configtest": {"internal/model"},
@@ -52,7 +55,7 @@ var may = map[string][]string{
 }
 
 // pure packages have no clock, no kernel and no goroutine.
-var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state"}
+var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/blocklist"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",
