@@ -121,7 +121,7 @@ func TestCountersStay(t *testing.T) {
 		got[m.ElementText(&e.Element)] = e.Counter
 		return true
 	})
-	want := map[string]Counter{"1 : 10.0.0.1": {7, 70}, "2 : 10.0.0.3": {}}
+	want := map[string]Counter{"1 : 10.0.0.1": {Packets: 7, Bytes: 70}, "2 : 10.0.0.3": {}}
 	if err != nil || !maps.Equal(got, want) {
 		t.Errorf("%v, %v; want %v", got, err, want)
 	}

@@ -143,7 +143,7 @@ func (r *ruleEnc) and(word int, mask string) {
 // masked loads the first bits of a field.
 func (r *ruleEnc) masked(m ruleset.Masked, word int) {
 	r.field(m.Field, word)
-	if m.Bits < 1 || m.Bits > 8*m.Field.Type().Size() {
+	if m.Bits < 0 || m.Bits > 8*m.Field.Type().Size() {
 		r.fail("%s has no first %d bits", ruleset.Key{m.Field}, m.Bits)
 		return
 	}

@@ -92,7 +92,7 @@ type MapGet struct {
 // key.
 type Masked struct {
 	Field Field
-	Bits  int // from 1 to the length of an address
+	Bits  int // from 0 to the length of an address
 }
 
 // Concat is several values one after the other, for a map's data.
