@@ -30,11 +30,6 @@ type lengthSet [3]uint64 // 129 lengths at most
 
 func (s lengthSet) has(i int) bool { return s[i/64]&(1<<(i%64)) != 0 }
 func (s *lengthSet) put(i int)     { s[i/64] |= 1 << (i % 64) }
-func (s *lengthSet) join(o lengthSet) {
-	for i := range s {
-		s[i] |= o[i]
-	}
-}
 
 func (t *blocked) all() (s lengthSet) {
 	for i := range t.lengths {
