@@ -101,6 +101,15 @@ func (b *Batch) Bytes() []byte { return b.w.b }
 // Len returns the number of messages, the two that frame the batch included.
 func (b *Batch) Len() int { return len(b.msgs) }
 
+// elements returns how many elements come or go.
+func (b *Batch) elements() int {
+	n := 0
+	for i := range b.msgs {
+		n += b.msgs[i].count()
+	}
+	return n
+}
+
 // String returns a line a message, numbered by sequence.
 func (b *Batch) String() string {
 	var s strings.Builder

@@ -23,13 +23,18 @@ func marked(t, want *ruleset.Table) bool {
 }
 
 // wantedPacked returns the set of want that s is to be compared with, if that is packed
-// and of the same declaration.
+// and, but for its size, of the same declaration.
 func wantedPacked(want *ruleset.Table, s *ruleset.Set) *ruleset.Set {
 	if want == nil {
 		return nil
 	}
 	w := want.Set(s.Name)
-	if w == nil || len(w.Packed) == 0 || !w.SameSpec(s) {
+	if w == nil || len(w.Packed) == 0 {
+		return nil
+	}
+	sized := *w // one of another size is replaced, and its counters go on
+	sized.Size = s.Size
+	if !sized.SameSpec(s) {
 		return nil
 	}
 	return w

@@ -235,7 +235,9 @@ func (f *fence) lists(lists map[blocklist.Action][]string, allow ...string) *blo
 
 // randomEntries returns n entries of many lengths and single addresses, of IPv4 between
 // 20.0.0.0 and 99.255.255.255 and of IPv6 in 2001:db8:8000::/33.
-func randomEntries(r *rand.Rand, n int, six bool) []string { return entriesIn(r, n, six, 20, 80, 0x8000) }
+func randomEntries(r *rand.Rand, n int, six bool) []string {
+	return entriesIn(r, n, six, 20, 80, 0x8000)
+}
 
 func entriesIn(r *rand.Rand, n int, six bool, first, firsts byte, third uint16) []string {
 	out := make([]string, n)
