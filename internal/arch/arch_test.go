@@ -20,7 +20,7 @@ var may = map[string][]string{
 	"internal/model":   {},
 	"internal/flow":    {},
 	"internal/ruleset": {"internal/flow", "internal/model"},
-	"internal/plan":    {"internal/flow", "internal/model", "internal/ruleset"},
+	"internal/plan":    {"internal/blocklist", "internal/flow", "internal/model", "internal/ruleset"},
 
 	"internal/blocklist":       {"internal/model"},
 	"internal/blocklist/files": {"internal/blocklist"},

@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -128,19 +129,8 @@ func (r *ruleEnc) statusDNAT() {
 	r.field(ruleset.CtStatus, r.alloc(4))
 	var mask [4]byte
 	binary.NativeEndian.PutUint32(mask[:], ipsDstNAT)
-	r.mask(string(mask[:]))
+	r.and(0, string(mask[:]))
 	r.cmp(unix.NFT_CMP_NEQ, zeros)
-}
-
-// mask keeps these bits of the first register, whose value is as long as bits.
-func (r *ruleEnc) mask(bits string) {
-	e := r.open("bitwise")
-	r.w.u32(unix.NFTA_BITWISE_SREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_DREG, reg(0))
-	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(bits)))
-	r.w.value(unix.NFTA_BITWISE_MASK, bits)
-	r.w.value(unix.NFTA_BITWISE_XOR, zeros[:len(bits)])
-	r.close(e)
 }
 
 // The byte of the TCP header that holds the flags, and SYN in it (RFC 9293 section 3.1).
@@ -159,8 +149,29 @@ func (r *ruleEnc) noSYN() {
 	r.w.u32(unix.NFTA_PAYLOAD_OFFSET, tcpFlagsAt)
 	r.w.u32(unix.NFTA_PAYLOAD_LEN, 1)
 	r.close(e)
-	r.mask(tcpSYN)
+	r.and(0, tcpSYN)
 	r.cmp(unix.NFT_CMP_EQ, zeros[:1])
+}
+
+// and leaves those bits of the register at word that mask has.
+func (r *ruleEnc) and(word int, mask string) {
+	e := r.open("bitwise")
+	r.w.u32(unix.NFTA_BITWISE_SREG, reg(word))
+	r.w.u32(unix.NFTA_BITWISE_DREG, reg(word))
+	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
+	r.w.value(unix.NFTA_BITWISE_MASK, mask)
+	r.w.value(unix.NFTA_BITWISE_XOR, strings.Repeat("\x00", len(mask)))
+	r.close(e)
+}
+
+// masked loads the first bits of a field.
+func (r *ruleEnc) masked(m ruleset.Masked, word int) {
+	r.field(m.Field, word)
+	if m.Bits < 0 || m.Bits > 8*m.Field.Type().Size() {
+		r.fail("%s has no first %d bits", ruleset.Key{m.Field}, m.Bits)
+		return
+	}
+	r.and(word, m.Mask())
 }
 
 // loopbackIndex is the index of lo in every network namespace (drivers/net/loopback.c).
@@ -267,6 +278,9 @@ func (r *ruleEnc) nat(kind uint32, f model.Family, addr, port int, flags uint32)
 
 func (r *ruleEnc) reject(s ruleset.RejectWith) {
 	kind, code := uint32(unix.NFT_REJECT_ICMPX_UNREACH), uint8(unix.NFT_REJECT_ICMPX_PORT_UNREACH)
+	if s.Prohibited {
+		code = unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED
+	}
 	if s.TCPReset {
 		kind, code = unix.NFT_REJECT_TCP_RST, 0
 		if r.l4proto != unix.IPPROTO_TCP {

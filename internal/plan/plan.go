@@ -24,6 +24,7 @@ type Plan struct {
 	Config  *model.Config
 	Ruleset *ruleset.Ruleset
 	Pools   []*Pool // in the order of the services, IPv4 before IPv6
+	Blocks  *Blocks // nil where nothing is blocked; see WithBlocks
 
 	units  map[*model.Service]*unit
 	places []place // of the services, in order
