@@ -15,7 +15,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && (os.Args[1] == launchWord || os.Args[1] == liveWord) {
+	if isHelper(os.Args) {
 		helper(os.Args[1:])
 		return
 	}
@@ -41,8 +41,8 @@ func require(t *testing.T, programs ...string) {
 
 // TestWholeRun does all of it, small, and looks for holes in the tables.
 func TestWholeRun(t *testing.T) {
-	require(t, "go", "nft", "iptables-nft-restore", "iptables-legacy-restore")
-	o, err := parse([]string{"-services", "1,12", "-rounds", "1", "-limit", "20s"}, os.Stderr)
+	require(t, "go", "nft", "iptables-nft-restore", "iptables-legacy-restore", "ipset")
+	o, err := parse([]string{"-services", "1,12", "-entries", "10,700", "-rounds", "1", "-limit", "20s"}, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +78,7 @@ func TestWholeRun(t *testing.T) {
 			t.Errorf("%+v has a hole", c)
 		}
 	}
+	checkBlocks(t, rep.Blocks, packets > 0)
 	var out bytes.Buffer
 	if err := rep.print(&out); err != nil {
 		t.Fatal(err)
@@ -89,6 +90,25 @@ func TestWholeRun(t *testing.T) {
 	}
 	if err := rep.save(filepath.Join(t.TempDir(), "figures.json")); err != nil {
 		t.Error(err)
+	}
+}
+
+// checkBlocks looks for holes in the part about blocklists.
+func checkBlocks(t *testing.T, r *BlocksReport, packets bool) {
+	t.Helper()
+	if !r.Change.filled() || !r.Compile.filled() || r.Changes != changeTimes {
+		t.Errorf("no change: %+v", r)
+	}
+	if !packets {
+		return
+	}
+	for _, c := range r.Cells {
+		if c.Problem != "" || c.Packet.Least <= 0 || c.Rounds != 1 || c.Name != oneRule && (!c.Load.filled() || c.Memory <= 0) {
+			t.Errorf("%+v has a hole", c)
+		}
+	}
+	if want := 1 + 2*2*4; len(r.Cells) != want {
+		t.Errorf("%d cells, want %d", len(r.Cells), want)
 	}
 }
 
