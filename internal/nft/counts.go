@@ -198,27 +198,29 @@ func (c *Conn) hasSet(table TableRef, set *ruleset.Set) (bool, error) {
 }
 
 // CarryCounts makes elements that the delta deletes and adds again start with what they
-// have counted so far: those of a set that is replaced by a larger one, and those that get
-// another verdict. Only packed elements are looked at. What is counted between this and
+// have counted so far: those of a set that is replaced by a larger one, those that get
+// another verdict, and those that go to a set of the same Kin. Only packed elements are looked at. What is counted between this and
 // Apply is lost.
 func (c *Conn) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
 	for _, td := range d.Tables {
 		for i, ch := range td.AddElems {
-			gone := td.Returning(ch)
-			if gone == nil {
+			from := td.Returning(ch)
+			if from == nil {
 				continue
 			}
 			counts := make([]ruleset.Count, ch.Len())
 			any := false
 			ref := TableRef{td.Table.Family, td.Table.Name}
-			err := c.Counts(ctx, ref, ch.Set, gone, func(key string, n ruleset.Count) bool {
-				if at, ok := ch.Packed.Find(key); ok && n != (ruleset.Count{}) {
-					counts[at], any = n, true
+			for _, s := range from {
+				err := c.Counts(ctx, ref, s.Set, []*ruleset.Packed{s.Keys}, func(key string, n ruleset.Count) bool {
+					if at, ok := ch.Packed.Find(key); ok && n != (ruleset.Count{}) {
+						counts[at], any = n, true
+					}
+					return true
+				})
+				if err != nil {
+					return err
 				}
-				return true
-			})
-			if err != nil {
-				return err
 			}
 			if any {
 				with := *ch

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"math"
-	"net/netip"
 	"slices"
 
 	"weir/internal/blocklist"
@@ -12,27 +11,31 @@ import (
 	"weir/internal/ruleset"
 )
 
-// blocked is the entries of one family, six bytes for each of IPv4.
+// blocked is the entries of one family: six bytes for each of IPv4.
 type blocked struct {
-	family  model.Family
-	width   int   // bits of an address
-	lengths []int // of prefixes, the longest first
-	count   []int // entries of each length
-	jumps   []ruleset.Jump
+	family model.Family
+	width  int      // bits of an address
+	sorts  []sortOf // those that occur, the longest first
+	count  []int    // entries of each sort
 
-	addr   []byte  // of the entries, by address, the wider first
-	length []uint8 // index in lengths
-	which  []uint8 // index in jumps
+	addr []byte   // of the entries, by address, the wider first
+	sort []uint16 // index in sorts
 }
 
-// lengthSet is some of the lengths, by their index.
-type lengthSet [3]uint64 // 129 lengths at most
+// sortOf is what the entries of one set have in common.
+type sortOf struct {
+	bits   int // of the prefix
+	action blocklist.Action
+}
 
-func (s lengthSet) has(i int) bool { return s[i/64]&(1<<(i%64)) != 0 }
-func (s *lengthSet) put(i int)     { s[i/64] |= 1 << (i % 64) }
+// sortSet is some of the sorts, by their index.
+type sortSet [7]uint64 // 129 lengths, 3 actions
 
-func (t *blocked) all() (s lengthSet) {
-	for i := range t.lengths {
+func (s sortSet) has(i int) bool { return s[i/64]&(1<<(i%64)) != 0 }
+func (s *sortSet) put(i int)     { s[i/64] |= 1 << (i % 64) }
+
+func (t *blocked) all() (s sortSet) {
+	for i := range t.sorts {
 		s.put(i)
 	}
 	return s
@@ -41,43 +44,30 @@ func (t *blocked) all() (s lengthSet) {
 func newBlocked(f model.Family, c *blocklist.Compiled) *blocked {
 	t := &blocked{family: f, width: 8 * ruleset.AddrType(f).Size()}
 	n := c.Len(f)
-	t.addr = make([]byte, 0, n*t.width/8)
-	t.length, t.which = make([]uint8, 0, n), make([]uint8, 0, n)
-	var counts [129]int
-	var actions [len(verdicts)]bool
-	add := func(p netip.Prefix, a blocklist.Action) {
-		t.addr = ruleset.AppendAddr(t.addr, p.Addr())
-		t.length, t.which = append(t.length, uint8(p.Bits())), append(t.which, uint8(a))
-		counts[p.Bits()]++
-		actions[a] = true
-	}
+	t.addr, t.sort = make([]byte, 0, n*t.width/8), make([]uint16, 0, n)
+	var counts [129 * actions]int
 	for e := range c.Entries(f) {
-		add(e.Prefix, e.Action)
+		code := e.Prefix.Bits()*actions + int(e.Action)
+		t.addr = ruleset.AppendAddr(t.addr, e.Prefix.Addr())
+		t.sort = append(t.sort, uint16(code))
+		counts[code]++
 	}
-	t.index(&counts, &actions)
+	var at [129 * actions]uint16
+	for code := len(counts) - 1; code >= 0; code-- {
+		if counts[code] > 0 {
+			at[code] = uint16(len(t.sorts))
+			t.sorts = append(t.sorts, sortOf{code / actions, blocklist.Action(code % actions)})
+			t.count = append(t.count, counts[code])
+		}
+	}
+	for i, code := range t.sort {
+		t.sort[i] = at[code]
+	}
 	return t
 }
 
-// index turns lengths and actions into places in the lists of those that occur.
-func (t *blocked) index(counts *[129]int, actions *[len(verdicts)]bool) {
-	var lengthAt [129]uint8
-	for n := 128; n >= 0; n-- {
-		if counts[n] > 0 {
-			lengthAt[n] = uint8(len(t.lengths))
-			t.lengths, t.count = append(t.lengths, n), append(t.count, counts[n])
-		}
-	}
-	var whichAt [len(verdicts)]uint8
-	for a := len(verdicts) - 1; a > 0; a-- {
-		if actions[a] {
-			whichAt[a] = uint8(len(t.jumps))
-			t.jumps = append(t.jumps, verdicts[a])
-		}
-	}
-	for i := range t.length {
-		t.length[i], t.which[i] = lengthAt[t.length[i]], whichAt[t.which[i]]
-	}
-}
+// actions is one more than the largest action.
+const actions = int(blocklist.Drop) + 1
 
 func (t *blocked) key(i int) []byte { n := t.width / 8; return t.addr[i*n : (i+1)*n] }
 
@@ -89,28 +79,33 @@ func (t *blocked) top(i int) uint64 {
 	return binary.BigEndian.Uint64(t.addr[16*i:])
 }
 
-// pack returns the elements of the i-th length.
-func (t *blocked) pack(length int, old []*ruleset.Packed) []*ruleset.Packed {
-	p := ruleset.NewPacker(t.width/8, t.jumps, old)
-	for i, l := range t.length {
-		if int(l) == length {
-			p.Add(t.key(i), t.which[i])
-		}
+// pack returns the elements of each sort. old gives what its set held before.
+func (t *blocked) pack(old func(sortOf) []*ruleset.Packed) [][]*ruleset.Packed {
+	packers := make([]*ruleset.Packer, len(t.sorts))
+	for i, s := range t.sorts {
+		packers[i] = ruleset.NewPacker(t.width/8, nil, old(s))
 	}
-	return p.Pieces()
+	for i, s := range t.sort {
+		packers[s].Add(t.key(i), 0)
+	}
+	out := make([][]*ruleset.Packed, len(packers))
+	for i, p := range packers {
+		out[i] = p.Pieces()
+	}
+	return out
 }
 
 // buckets walks the buckets of that many bits (64 at most) in which there are entries, in
-// ascending order, each with the lengths that occur in it. A prefix that is wider than a
+// ascending order, each with the sorts that occur in it. A prefix that is wider than a
 // bucket occurs in all that it holds.
-func (t *blocked) buckets(bucketBits int, each func(bucket uint64, lengths lengthSet)) {
+func (t *blocked) buckets(bucketBits int, each func(bucket uint64, asked sortSet)) {
 	shift := 64 - bucketBits
 	w := sweep{each: each}
-	for i, l := range t.length {
+	for i, l := range t.sort {
 		bucket := t.top(i) >> shift
 		w.to(bucket)
 		last := bucket
-		if n := bucketBits - t.lengths[l]; n > 0 {
+		if n := bucketBits - t.sorts[l].bits; n > 0 {
 			last += 1<<n - 1
 		}
 		w.open = append(w.open, span{last, int(l)})
@@ -120,14 +115,14 @@ func (t *blocked) buckets(bucketBits int, each func(bucket uint64, lengths lengt
 
 // span is a prefix that the sweep is in, up to bucket last.
 type span struct {
-	last   uint64
-	length int
+	last uint64
+	sort int
 }
 
 // sweep goes through the buckets. The prefixes that it is in lie inside each other, but for
 // those that are smaller than a bucket: these end with it.
 type sweep struct {
-	each func(uint64, lengthSet)
+	each func(uint64, sortSet)
 	next uint64 // the first bucket not yet said
 	open []span
 }
@@ -135,10 +130,10 @@ type sweep struct {
 // to says all buckets before limit.
 func (w *sweep) to(limit uint64) {
 	for len(w.open) > 0 && w.next < limit {
-		var set lengthSet
+		var set sortSet
 		end := limit - 1
 		for _, s := range w.open {
-			set.put(s.length)
+			set.put(s.sort)
 			end = min(end, s.last)
 		}
 		for ; w.next <= end; w.next++ {
@@ -150,28 +145,28 @@ func (w *sweep) to(limit uint64) {
 }
 
 // maxCombos bounds the chains of a summary, and verdicts in one map are 256 at most: what
-// is rare beyond that asks for all lengths.
+// is rare beyond that asks for all sorts.
 const maxCombos = 255
 
 // summary returns the elements of the summary of buckets of that many bits, and the sets of
-// lengths that they lead to.
-func (t *blocked) summary(bucketBits int, old []*ruleset.Packed) ([]*ruleset.Packed, []lengthSet) {
-	often := map[lengthSet]int{}
-	t.buckets(bucketBits, func(_ uint64, s lengthSet) { often[s]++ })
-	combos := make([]lengthSet, 0, len(often))
+// sorts that they lead to.
+func (t *blocked) summary(bucketBits int, old []*ruleset.Packed) ([]*ruleset.Packed, []sortSet) {
+	often := map[sortSet]int{}
+	t.buckets(bucketBits, func(_ uint64, s sortSet) { often[s]++ })
+	combos := make([]sortSet, 0, len(often))
 	for s := range often {
 		combos = append(combos, s)
 	}
-	slices.SortFunc(combos, func(a, b lengthSet) int {
+	slices.SortFunc(combos, func(a, b sortSet) int {
 		return cmp.Or(often[b]-often[a], slices.Compare(a[:], b[:]))
 	})
 	all := t.all()
 	if len(combos) > maxCombos {
 		combos = append(combos[:maxCombos-1], all)
 	}
-	slices.SortFunc(combos, func(a, b lengthSet) int { return slices.Compare(a[:], b[:]) })
+	slices.SortFunc(combos, func(a, b sortSet) int { return slices.Compare(a[:], b[:]) })
 	combos = slices.Compact(combos)
-	at := map[lengthSet]uint8{}
+	at := map[sortSet]uint8{}
 	jumps := make([]ruleset.Jump, len(combos))
 	for i, s := range combos {
 		at[s] = uint8(i)
@@ -179,7 +174,7 @@ func (t *blocked) summary(bucketBits int, old []*ruleset.Packed) ([]*ruleset.Pac
 	}
 	p := ruleset.NewPacker(t.width/8, jumps, old)
 	var key [16]byte
-	t.buckets(bucketBits, func(bucket uint64, s lengthSet) {
+	t.buckets(bucketBits, func(bucket uint64, s sortSet) {
 		binary.BigEndian.PutUint64(key[:], bucket<<(64-bucketBits))
 		which, ok := at[s]
 		if !ok {
@@ -213,7 +208,7 @@ func (t *blocked) bucketBits(had int) int {
 	for _, n := range t.count {
 		direct += lookupCost(n)
 	}
-	if len(t.lengths) == 1 {
+	if len(t.sorts) == 1 {
 		return 0
 	}
 	best, least, kept := 0, direct, math.Inf(1)
@@ -239,7 +234,7 @@ func (t *blocked) bucketBits(had int) int {
 // and those that are asked for in its bucket, if it is in one.
 func (t *blocked) summaryCost(bucketBits int) float64 {
 	buckets, ask := t.occupied(bucketBits)
-	if most := max(1<<16, 2*len(t.length)); buckets > most {
+	if most := max(1<<16, 2*len(t.sort)); buckets > most {
 		return math.Inf(1)
 	}
 	cost := 0.0
@@ -254,15 +249,15 @@ func (t *blocked) summaryCost(bucketBits int) float64 {
 	return lookupCost(buckets) + 10 + cost/math.Exp2(used)
 }
 
-// occupied returns how many buckets have entries, and how many have those of each length.
+// occupied returns how many buckets have entries, and how many have those of each sort.
 func (t *blocked) occupied(bucketBits int) (buckets int, ask []int) {
-	ask = make([]int, len(t.lengths))
+	ask = make([]int, len(t.sorts))
 	shift := 64 - bucketBits
-	lastOf := make([]uint64, len(t.lengths))
+	lastOf := make([]uint64, len(t.sorts))
 	covered, last, any := uint64(0), uint64(0), false // covered: the first bucket behind wide prefixes
-	for i, l := range t.length {
+	for i, l := range t.sort {
 		bucket := t.top(i) >> shift
-		if n := bucketBits - t.lengths[l]; n > 0 {
+		if n := bucketBits - t.sorts[l].bits; n > 0 {
 			ask[l] += 1 << min(n, 40)
 			if end := bucket + 1<<n; end > covered {
 				buckets += 1 << min(n, 40)

@@ -28,12 +28,15 @@ var blocksHook = hook{name: "prerouting", typ: "filter", hook: ruleset.Preroutin
 
 // Blocks is compiled blocklists and how they lie in the kernel.
 //
-// Each length of prefix has a map of its own whose elements are the entries, with their
-// counters and what becomes of the packet. So an entry's element is the same whatever
-// else is in the lists, and a change of them is a change of elements. Which of the lengths
-// have to be asked is known by one look-up in a summary: it leads the first bits of a
-// source (a bucket) to a chain that asks for those lengths that occur in the bucket, the
-// longest first. The summary counts nothing and may change at will.
+// Each length of prefix and action has a set of its own whose elements are the entries, with
+// their counters. So an entry's element is the same whatever else is in the lists, and a
+// change of them is a change of elements. Which of the sets have to be asked is known by
+// one look-up in a summary: it leads the first bits of a source (a bucket) to a chain that
+// asks those sets that have entries in the bucket, the longest prefixes first. The summary
+// counts nothing and may change at will.
+//
+// The sets are no verdict maps: when a verdict that leads to a chain comes, the kernel walks
+// all verdict maps behind it, and before 6.18 it walks them again for each way there.
 type Blocks struct {
 	Compiled *blocklist.Compiled
 	Layout   BlocksLayout
@@ -114,25 +117,27 @@ func (p *Plan) WithBlocks(b *Blocks) *Plan {
 // Table returns the table, nil where nothing is blocked.
 func (b *Blocks) Table() *ruleset.Table { return b.table }
 
-// Set returns the map that holds the entries of one length of prefix, or nil.
-func (b *Blocks) Set(f model.Family, bits int) *ruleset.Set {
+// Set returns the set in whose element an entry of the compiled lists counts, or nil. The
+// element's key is the entry's address.
+func (b *Blocks) Set(e blocklist.Entry) *ruleset.Set {
 	if b == nil || b.table == nil {
 		return nil
 	}
-	return b.table.Set(entriesName(f, bits))
+	return b.table.Set(entriesName(model.FamilyOf(e.Prefix.Addr()), sortOf{e.Prefix.Bits(), e.Action}))
 }
 
-func entriesName(f model.Family, bits int) string { return fmt.Sprintf("blocked%d/%d", f, bits) }
+// entriesName names the set of entries of one sort: "drop4/24".
+func entriesName(f model.Family, s sortOf) string { return fmt.Sprintf("%s%d/%d", s.action, f, s.bits) }
 
 func summaryName(f model.Family, bits string) string { return fmt.Sprintf("summary%d/%s", f, bits) }
 
 // verdicts are what becomes of packets that meet an entry, by its action. An entry that
 // only counts ends the chain, too: what is around it only counts as well, and the most
 // specific entry is the one that does.
-var verdicts = [...]ruleset.Jump{
-	blocklist.Count:  {Plain: ruleset.PlainAccept},
-	blocklist.Reject: {Chain: chainReject, Goto: true},
-	blocklist.Drop:   {Plain: ruleset.PlainDrop},
+var verdicts = [...]ruleset.Verdict{
+	blocklist.Count:  {Kind: ruleset.AcceptPacket},
+	blocklist.Reject: {Kind: ruleset.GotoChain, Chain: chainReject},
+	blocklist.Drop:   {Kind: ruleset.DropPacket},
 }
 
 func rejectChain() *ruleset.Chain {
@@ -161,14 +166,14 @@ func contentChain(sets []*ruleset.Set) *ruleset.Chain {
 		Stmts:   []ruleset.Stmt{ruleset.Verdict{Kind: ruleset.ReturnBack}}}}}
 }
 
-// addEntries adds the maps that hold the entries.
+// addEntries adds the sets that hold the entries.
 func (b *Blocks) addEntries(t *blocked, prev *Blocks) {
-	for i, bits := range t.lengths {
-		name := entriesName(t.family, bits)
-		s := &ruleset.Set{Name: name, Key: ruleset.Types{ruleset.AddrType(t.family)}, Verdict: true, Counter: true,
-			Size: room(t.count[i], prev.Layout.Size[name])}
-		s.Packed = t.pack(i, prev.pieces(name))
-		b.add(s, prev)
+	packed := t.pack(func(s sortOf) []*ruleset.Packed { return prev.pieces(entriesName(t.family, s)) })
+	for i, sort := range t.sorts {
+		name := entriesName(t.family, sort)
+		b.add(&ruleset.Set{Name: name, Key: ruleset.Types{ruleset.AddrType(t.family)}, Counter: true,
+			Size: room(t.count[i], prev.Layout.Size[name]), Packed: packed[i],
+			Kin: fmt.Sprintf("%d/%d", t.family, sort.bits)}, prev)
 	}
 }
 
@@ -231,7 +236,7 @@ func (b *Blocks) addLookup(t *blocked, bits int, prev *Blocks) []ruleset.Rule {
 	b.Layout.Summary[t.family] = bits
 	name := summaryName(t.family, strconv.Itoa(bits))
 	s := &ruleset.Set{Name: name, Key: ruleset.Types{ruleset.AddrType(t.family)}, Verdict: true}
-	var combos []lengthSet
+	var combos []sortSet
 	s.Packed, combos = t.summary(bits, prev.pieces(name))
 	s.Size = room(s.Len(), prev.Layout.Size[name])
 	b.add(s, prev)
@@ -242,29 +247,35 @@ func (b *Blocks) addLookup(t *blocked, bits int, prev *Blocks) []ruleset.Rule {
 		ruleset.IsFamily(t.family), ruleset.VMap{Key: ruleset.Source(t.family, bits), Map: name}}}}
 }
 
-// asks returns the rules that look a source up in the maps of these lengths.
-func (t *blocked) asks(c lengthSet) []ruleset.Rule {
+// asks returns the rules that look a source up in the sets of these sorts.
+func (t *blocked) asks(c sortSet) []ruleset.Rule {
 	var rules []ruleset.Rule
-	for i, bits := range t.lengths {
+	for i, s := range t.sorts {
 		if c.has(i) {
-			rules = append(rules, ruleset.Rule{Comment: "blocked", Stmts: []ruleset.Stmt{
+			rules = append(rules, ruleset.Rule{Comment: s.action.String(), Stmts: []ruleset.Stmt{
 				ruleset.IsFamily(t.family),
-				ruleset.VMap{Key: ruleset.Source(t.family, bits), Map: entriesName(t.family, bits)}}})
+				ruleset.InSet{Key: ruleset.Source(t.family, s.bits), Set: entriesName(t.family, s)},
+				verdicts[s.action]}})
 		}
 	}
 	return rules
 }
 
-// chainName names the chain of some lengths: "lengths4/32.24.16".
-func (t *blocked) chainName(c lengthSet) string {
+// chainName names the chain of some sorts: "ask4/32.24.16", with the action's first letter
+// where that is not drop: "ask4/32.24r".
+func (t *blocked) chainName(c sortSet) string {
 	if c == t.all() {
-		return fmt.Sprintf("lengths%d/all", t.family)
+		return fmt.Sprintf("ask%d/all", t.family)
 	}
 	var words []string
-	for i, bits := range t.lengths {
+	for i, s := range t.sorts {
 		if c.has(i) {
-			words = append(words, strconv.Itoa(bits))
+			word := strconv.Itoa(s.bits)
+			if s.action != blocklist.Drop {
+				word += s.action.String()[:1]
+			}
+			words = append(words, word)
 		}
 	}
-	return fmt.Sprintf("lengths%d/%s", t.family, strings.Join(words, "."))
+	return fmt.Sprintf("ask%d/%s", t.family, strings.Join(words, "."))
 }

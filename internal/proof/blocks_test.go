@@ -201,9 +201,10 @@ func (f *fence) holds() {
 // counted returns the counter of an entry.
 func (f *fence) counted(p netip.Prefix) ruleset.Count {
 	f.Helper()
-	set := f.now.Blocks.Set(model.FamilyOf(p.Addr()), p.Bits())
-	if set == nil {
-		f.Fatalf("%s has no set", p)
+	e, _ := f.now.Blocks.Compiled.Find(p.Addr())
+	set := f.now.Blocks.Set(e)
+	if set == nil || e.Prefix != p {
+		f.Fatalf("%s is not the entry that decides: %v", p, e)
 	}
 	key := &ruleset.Packed{Stride: set.Key.Len(), Keys: string(ruleset.AppendAddr(nil, p.Addr()))}
 	var out ruleset.Count
@@ -350,28 +351,39 @@ func blocksOnPackets(f *fence, others int) {
 func (f *fence) refused() {
 	c := must(f.outside.Capture("up"))(f)
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	for _, src := range []netip.Addr{netip.MustParseAddr("203.0.113.70"), netip.MustParseAddr("2001:db8:c::1")} {
 		dst, icmp, prohibited := fenced4, uint8(unix.IPPROTO_ICMP), [2]byte{3, 13}
 		if src.Is6() {
 			dst, icmp, prohibited = fenced6, unix.IPPROTO_ICMPV6, [2]byte{1, 1}
 		}
-		f.transmit(lab.TCPPacket(netip.AddrPortFrom(src, 6000), dst, lab.SYN, 77, 0), dst.Addr())
-		_, hdr, err := c.Find(ctx, func(p lab.Packet, h lab.Header) bool {
-			return !p.Out && h.Proto == unix.IPPROTO_TCP && h.Dst.Addr() == src
+		hdr := f.answer(c, src, unix.IPPROTO_TCP, func() {
+			f.transmit(lab.TCPPacket(netip.AddrPortFrom(src, 6000), dst, lab.SYN, 77, 0), dst.Addr())
 		})
-		if err != nil || len(hdr.Payload) < 14 || hdr.Payload[13]&lab.RST == 0 || hdr.Src != dst {
-			f.Errorf("%s: no reset (%v, %+v)", src, err, hdr)
+		if len(hdr.Payload) < 14 || hdr.Payload[13]&lab.RST == 0 || hdr.Src != dst {
+			f.Errorf("%s: no reset: %+v", src, hdr)
 		}
-		f.send(src, 1)
-		_, hdr, err = c.Find(ctx, func(p lab.Packet, h lab.Header) bool {
-			return !p.Out && h.Proto == icmp && h.Dst.Addr() == src
-		})
-		if err != nil || len(hdr.Payload) < 2 || [2]byte(hdr.Payload[:2]) != prohibited {
-			f.Errorf("%s: not prohibited (%v, %+v)", src, err, hdr)
+		hdr = f.answer(c, src, icmp, func() { f.send(src, 1) })
+		if len(hdr.Payload) < 2 || [2]byte(hdr.Payload[:2]) != prohibited {
+			f.Errorf("%s: not prohibited: %+v", src, hdr)
 		}
 	}
+}
+
+// answer sends until an answer of that protocol comes to src: the kernel sends only so many
+// ICMP errors a second.
+func (f *fence) answer(c *lab.Capture, src netip.Addr, proto uint8, send func()) (hdr lab.Header) {
+	f.Helper()
+	until(f, patience, "an answer to "+src.String(), func() bool {
+		send()
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		defer cancel()
+		_, h, err := c.Find(ctx, func(p lab.Packet, h lab.Header) bool {
+			return !p.Out && h.Proto == proto && h.Dst.Addr() == src
+		})
+		hdr = h
+		return err == nil
+	})
+	return hdr
 }
 
 // fenceRate is how many packets a second flow while lists are replaced.

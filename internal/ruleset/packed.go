@@ -286,27 +286,45 @@ func PackElems(stride int, verdicts bool, elems []Element) (_ []*Packed, ok bool
 	return p.Pieces(), true
 }
 
-// Returning returns those of the packed elements of ch, which is among those that td adds,
-// that td deletes, too, or whose set it replaces: if they count, nil if they don't.
-func (td *TableDelta) Returning(ch *ElemChange) []*Packed {
+// Held is packed elements of a set in the kernel.
+type Held struct {
+	Set  *Set
+	Keys *Packed
+}
+
+// Returning returns the elements that count and under whose keys ch, which is among those
+// that td adds, adds elements again: that td deletes from the same set or one of its Kin,
+// or whose set goes.
+func (td *TableDelta) Returning(ch *ElemChange) []Held {
 	if ch.Packed == nil || !ch.Set.Counter {
 		return nil
 	}
-	var gone []*Packed
-	for _, s := range td.DelSets {
-		if s.Name == ch.Set.Name && s.Counter && len(s.Key) > 0 {
-			gone = s.Packed
-		}
-	}
-	if gone == nil {
-		for _, del := range td.DelElems {
-			if del.Packed != nil && del.Set.Name == ch.Set.Name {
-				gone = append(gone, del.Packed)
+	var out []Held
+	add := func(s *Set, pieces []*Packed) {
+		same := s.Name == ch.Set.Name || s.Kin != "" && s.Kin == ch.Set.Kin
+		if same && s.Counter && len(pieces) > 0 && pieces[0].Stride == ch.Packed.Stride {
+			if keys := inBoth(pieces, ch.Packed); keys != nil {
+				out = append(out, Held{s, keys})
 			}
 		}
 	}
-	both := collector{like: &Packed{Stride: ch.Packed.Stride}}
-	x, y := cursor{pieces: gone}, cursor{pieces: []*Packed{ch.Packed}}
+	gone := map[string]bool{}
+	for _, s := range td.DelSets {
+		gone[s.Name] = true
+		add(s, s.Packed)
+	}
+	for _, del := range td.DelElems {
+		if del.Packed != nil && !gone[del.Set.Name] {
+			add(del.Set, []*Packed{del.Packed})
+		}
+	}
+	return out
+}
+
+// inBoth returns the keys of p that are in pieces, too, nil for none.
+func inBoth(pieces []*Packed, p *Packed) *Packed {
+	both := collector{like: &Packed{Stride: p.Stride}}
+	x, y := cursor{pieces: pieces}, cursor{pieces: []*Packed{p}}
 	x.skip(y.key())
 	for x.more() && y.more() {
 		c := strings.Compare(x.key(), y.key())
@@ -320,7 +338,10 @@ func (td *TableDelta) Returning(ch *ElemChange) []*Packed {
 			y.next()
 		}
 	}
-	return both.done()
+	if out := both.done(); out != nil {
+		return out[0]
+	}
+	return nil
 }
 
 // skip goes on to the piece that may hold key.
