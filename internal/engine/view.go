@@ -7,6 +7,7 @@ import (
 
 	"weir/internal/health"
 	"weir/internal/host"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/plan"
 	"weir/internal/state"
@@ -25,6 +26,8 @@ type View struct {
 	Waiting  *Waiting                   // the change that waits for its confirmation
 	Rejected *Rejected                  // the one that was not confirmed last
 	Findings []host.Finding             // what is wrong on the box; nil: not known
+	Lists    []lists.Status             // the blocklists
+	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
 
 	counted []plan.Counted
 }
@@ -48,7 +51,10 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 			v.Checks[m] = Health{true, t.Snapshot()}
 		}
 		if p := l.Engine.Plan(); p != nil {
-			v.counted = p.Counted()
+			v.counted, v.Blocks = p.Counted(), p.Blocks
+		}
+		if l.Lists != nil {
+			v.Lists = l.Lists.Status()
 		}
 	})
 	return v, err
@@ -64,7 +70,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	}
 	st, err := readStatus(ctx, k, &cfg, v.counted)
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
-	st.Findings, st.Applied = v.Findings, &v.Applied
+	st.Findings, st.Applied, st.Lists = v.Findings, &v.Applied, v.Lists
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

@@ -199,12 +199,27 @@ func (c *Conn) hasSet(table TableRef, set *ruleset.Set) (bool, error) {
 
 // CarryCounts makes elements that the delta deletes and adds again start with what they
 // have counted so far: those of a set that is replaced by a larger one, those that get
-// another verdict, and those that go to a set of the same Kin. Only packed elements are looked at. What is counted between this and
-// Apply is lost.
+// another verdict, those that go to a set of the same Kin, and those of a table that is
+// replaced as a whole, which stay in their set. Only packed elements are looked at. What is
+// counted between this and Apply is lost.
 func (c *Conn) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
+	return CarryCounts(ctx, c, d)
+}
+
+// counting reads counters: Conn, or what stands in for it.
+type counting interface {
+	Counts(ctx context.Context, table TableRef, set *ruleset.Set, pieces []*ruleset.Packed,
+		each func(key string, n ruleset.Count) bool) error
+}
+
+// CarryCounts is Conn.CarryCounts with the counters that c reads.
+func CarryCounts(ctx context.Context, c counting, d *ruleset.Delta) error {
 	for _, td := range d.Tables {
 		for i, ch := range td.AddElems {
 			from := td.Returning(ch)
+			if td.Create && d.Replaces(td.Table) && ch.Packed != nil && ch.Set.Counter {
+				from = []ruleset.Held{{Set: ch.Set, Keys: ch.Packed}} // whatever of it is there
+			}
 			if from == nil {
 				continue
 			}
@@ -218,7 +233,7 @@ func (c *Conn) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
 					}
 					return true
 				})
-				if err != nil {
+				if err != nil && !(td.Create && errors.Is(err, unix.ENOENT)) { // there, a set may be new
 					return err
 				}
 			}

@@ -39,7 +39,8 @@ const readTries = 10
 // rules, the elements of sets that expect has packed are believed to be as in expect (if
 // their number is, where the kernel tells it: from 6.17 on), and not read: a million take
 // many seconds. Whoever knows that somebody else changed the table leaves the marker out.
-// A table that expect has not is not read at all, but for its name.
+// Where the marker says that they are others, and there are more than 131,072 of them, the
+// table comes back Unread. A table that expect has not is not read at all, but for its name.
 func (c *Conn) Read(ctx context.Context, tables []TableRef, expect *ruleset.Ruleset) (*ruleset.Ruleset, uint32, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -122,22 +123,16 @@ func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*rulese
 }
 
 func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) error {
-	var counts []int
-	err := c.request(msgType(unix.NFT_MSG_GETSET), unix.NLM_F_DUMP,
-		func(w *buf) { w.str(unix.NFTA_SET_TABLE, ref.Name) },
-		func(_ header, body string) error {
-			if attr(body, unix.NFTA_SET_TABLE) != ref.Name+"\x00" {
-				return nil
-			}
-			if s, count := parseSet(body); s != nil {
-				t.Sets, counts = append(t.Sets, s), append(counts, count)
-			}
-			return nil
-		})
+	sets, counts, err := c.declared(ref)
 	if err != nil {
 		return readErr(err, "the sets of %s", ref)
 	}
+	t.Sets = sets
 	marked := marked(t, want)
+	if !marked && want != nil && want.Marker != "" && elements(want, counts) > maxDump {
+		t.Unread = true
+		return nil
+	}
 	for i, s := range t.Sets {
 		if s.Dynamic || len(s.Key) == 0 {
 			continue

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -124,6 +125,33 @@ func (b *Blocks) Set(e blocklist.Entry) *ruleset.Set {
 		return nil
 	}
 	return b.table.Set(entriesName(model.FamilyOf(e.Prefix.Addr()), sortOf{e.Prefix.Bits(), e.Action}))
+}
+
+// CountedBlocks is a set in whose elements entries of blocklists count.
+type CountedBlocks struct {
+	Set  *ruleset.Set
+	Bits int // of the prefix of each of them
+}
+
+// Counted returns all sets in which entries count.
+func (b *Blocks) Counted() []CountedBlocks {
+	if b == nil || b.table == nil {
+		return nil
+	}
+	var out []CountedBlocks
+	for _, s := range b.table.Sets {
+		if _, bits, ok := strings.Cut(s.Name, "/"); ok && s.Counter {
+			n, _ := strconv.Atoi(bits)
+			out = append(out, CountedBlocks{s, n})
+		}
+	}
+	return out
+}
+
+// Prefix returns the entry of an element's key.
+func (c CountedBlocks) Prefix(key string) netip.Prefix {
+	a, _ := netip.AddrFromSlice([]byte(key))
+	return netip.PrefixFrom(a, c.Bits)
 }
 
 // entriesName names the set of entries of one sort: "drop4/24".

@@ -111,7 +111,7 @@ func Diff(have, want *Ruleset) *Delta {
 			old = &Table{Family: t.Family, Name: t.Name}
 		}
 		td.diff(old, t)
-		if td.Wake && td.losesBase() {
+		if old.Unread || td.Wake && td.losesBase() {
 			d.Tables = append(d.Tables, &TableDelta{Table: old, Delete: true})
 			td = &TableDelta{Table: t, Create: true}
 			td.diff(&Table{Family: t.Family, Name: t.Name}, t)
@@ -121,6 +121,13 @@ func Diff(have, want *Ruleset) *Delta {
 		}
 	}
 	return d
+}
+
+// Replaces reports whether the table goes and comes again.
+func (d *Delta) Replaces(t *Table) bool {
+	return slices.ContainsFunc(d.Tables, func(td *TableDelta) bool {
+		return td.Delete && td.Table.Family == t.Family && td.Table.Name == t.Name
+	})
 }
 
 // losesBase reports whether a base chain goes. The kernel does not take that in one

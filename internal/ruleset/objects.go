@@ -22,6 +22,10 @@ type Table struct {
 	// called. It is never wanted, only read back.
 	Dormant bool
 
+	// Unread says that what the table's sets hold is not known, for to read it would take too
+	// long. It is never wanted; such a table is replaced as a whole.
+	Unread bool
+
 	// Marker is the name of a chain whose rules tell all that is Packed: they change with
 	// every change of it. So a reader that finds the same rules need not read the elements.
 	// It is no part of what the kernel holds; "" for none.
