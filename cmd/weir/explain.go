@@ -39,6 +39,7 @@ func (e *env) explainCmd() *cobra.Command {
 			return e.explain(c.Context(), t, live, local)
 		},
 	}
+	e.stateFlag(c)
 	c.Flags().StringVar(&from, "from", "", "the client's `ADDRESS:PORT`")
 	c.Flags().StringVar(&to, "to", "", "where it wants to: `ADDRESS:PORT/PROTOCOL`")
 	c.Flags().BoolVar(&live, "live", false, "look at the kernel too: known connections, sticky clients, own addresses")
@@ -68,13 +69,15 @@ func (e *env) explain(ctx context.Context, t flow.Tuple, live, local bool) error
 	rep := explainReport{Live: live}
 	cfg, rep.Running = e.effective(ctx, cfg)
 	var env ruleset.Env
-	p := plan.Build(cfg, nil)
+	compiled := e.readLists(ctx, cfg).Compiled()
+	p := plan.Build(cfg, nil).WithBlocks(plan.NewBlocks(compiled, nil))
 	if live {
 		k, err := openKernel(false)
 		if err != nil {
 			return err
 		}
 		defer k.close()
+		k.Blocked = compiled
 		_, delta, err := k.Preview(ctx, cfg)
 		if err != nil {
 			return needsRights(err)
@@ -163,10 +166,21 @@ func (e *env) printExplain(rep explainReport) error {
 	return nil
 }
 
+// addressOf returns the address of ADDRESS:PORT.
+func addressOf(text string) string {
+	ap, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return text
+	}
+	return ap.Addr().String()
+}
+
 // conclusion says in one sentence what becomes of the packet.
 func conclusion(x plan.Explanation) string {
 	packet := fmt.Sprintf("%s from %s to %s", x.Protocol, x.From, x.To)
 	switch {
+	case x.Blocked:
+		return fmt.Sprintf("=> %s: a blocklist stops it (%s); weir why %s says which", packet, x.Verdict, addressOf(x.From))
 	case x.Service == "":
 		return fmt.Sprintf("=> %s: no service listens there; weir leaves the packet alone", packet)
 	case x.Verdict == string(ruleset.Dropped):

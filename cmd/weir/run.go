@@ -23,6 +23,7 @@ import (
 	"weir/internal/engine"
 	"weir/internal/health"
 	"weir/internal/host/look"
+	"weir/internal/lists"
 	"weir/internal/metrics"
 	"weir/internal/nft"
 	"weir/internal/nudge"
@@ -84,9 +85,10 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer nudges.Close()
+	keeper := openLists(e.config, e.state, known.Blocks, log)
 	loop := &engine.Loop{Engine: k.Engine, Load: e.readConfig, Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
-		Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
+		Lists: keeper, Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
 		Notify: func(state string) { notify(log, state) }}
 	if kept := openKept(e.state, log); kept != nil {
 		loop.Kept = kept
@@ -100,7 +102,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	go func() { defer close(watched); watcher.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, o.metrics, group, log)
+	stopped, err := e.listen(ctx, loop, keeper, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -184,7 +186,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, keeper *lists.Keeper, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -205,7 +207,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group i
 		flows.Close()
 		return nil, err
 	}
-	weir := &control{loop, counters, engine.Conntrack{Conn: flows}, log, e}
+	weir := &control{loop, counters, engine.Conntrack{Conn: flows}, log, e, keeper, &engine.Hits{Kernel: counters}}
 	server := api.New(weir, version, log)
 	numbers := metrics.Handler(weir, version)
 	server.Metrics(numbers)
@@ -216,10 +218,13 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, tcp string, group i
 		l.Close()
 		return nil, err
 	}
+	looked := make(chan struct{})
+	go func() { defer close(looked); weir.hits.Run(ctx, weir.blocked) }()
 	done := make(chan error, 1)
 	go func() {
 		err := server.Serve(ctx, l)
 		stopTCP()
+		<-looked
 		counters.Close()
 		flows.Close()
 		done <- err
@@ -235,6 +240,8 @@ type control struct {
 	flows    engine.Connections
 	log      *slog.Logger
 	env      *env
+	lists    *lists.Keeper
+	hits     *engine.Hits
 }
 
 // Apply implements api.Controller.
@@ -250,7 +257,7 @@ func (c *control) Apply(ctx context.Context, by *state.Operator, file string, wi
 	if err != nil {
 		return nil, err
 	}
-	out := warnings(view.Config)
+	out := append(listWarnings(view.Lists), warnings(view.Config)...)
 	if view.Pending == "" || within == 0 {
 		return out, nil
 	}

@@ -45,9 +45,9 @@ var may = map[string][]string{
 		"internal/nudge", "internal/plan", "internal/ruleset",
 		"internal/state", "internal/vip"},
 
-	"internal/api": {"internal/config", "internal/engine", "internal/keep", "internal/lists", "internal/model", "internal/state"},
+	"internal/api": {"internal/blocklist", "internal/config", "internal/engine", "internal/keep", "internal/lists", "internal/model", "internal/state"},
 
-	"internal/metrics": {"internal/engine"},
+	"internal/metrics": {"internal/engine", "internal/lists", "internal/ruleset"},
 	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
 
 	"internal/lab":  {},

@@ -153,6 +153,11 @@ func (e *Engine) Moved(gen uint32) {
 	}
 }
 
+// PlanOf returns the plan of cfg as Apply would make it.
+func (e *Engine) PlanOf(ctx context.Context, cfg *model.Config) (*plan.Plan, error) {
+	return e.build(ctx, cfg)
+}
+
 // Preview returns what Apply would do to the rules, and does nothing.
 func (e *Engine) Preview(ctx context.Context, cfg *model.Config) (*plan.Plan, *ruleset.Delta, error) {
 	next, err := e.build(ctx, cfg)

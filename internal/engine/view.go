@@ -27,6 +27,7 @@ type View struct {
 	Rejected *Rejected                  // the one that was not confirmed last
 	Findings []host.Finding             // what is wrong on the box; nil: not known
 	Lists    []lists.Status             // the blocklists
+	Said     []lists.Block              // what operators blocked
 	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
 
 	counted []plan.Counted
@@ -54,7 +55,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 			v.counted, v.Blocks = p.Counted(), p.Blocks
 		}
 		if l.Lists != nil {
-			v.Lists = l.Lists.Status()
+			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
 		}
 	})
 	return v, err

@@ -22,6 +22,14 @@ type Block struct {
 	Until  time.Time    `json:"until,omitzero"` // zero: until it is taken back
 }
 
+// Text returns the prefix as people write it: a single address without its length.
+func (b Block) Text() string {
+	if b.Prefix.IsSingleIP() {
+		return b.Prefix.Addr().String()
+	}
+	return b.Prefix.String()
+}
+
 // Limits of what operators may say.
 const (
 	MaxBlocks = 100_000
@@ -101,8 +109,8 @@ func (k *Keeper) Unblock(p netip.Prefix) error {
 	return nil
 }
 
-// Blocks returns what operators said, sorted by prefix.
-func (k *Keeper) Blocks() []Block { return slices.Clone(k.shown.Load().blocks) }
+// Blocks returns what operators said, sorted by prefix. Nobody may change it.
+func (k *Keeper) Blocks() []Block { return k.shown.Load().blocks }
 
 func (k *Keeper) sorted() []Block {
 	out := slices.Clone(k.blocks)
