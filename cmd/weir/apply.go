@@ -118,7 +118,8 @@ func (e *env) applyAlone(ctx context.Context, within time.Duration, who api.Relo
 		return out, err
 	}
 	out = api.Applied{Outcome: rep.Outcome(), Applied: true, Waiting: engine.NewWaiting(b.rec.Pending, keep.Now())}
-	out.Warnings = append(out.Warnings, append(b.warnings, warnings(f.Config)...)...)
+	out.Warnings = append(out.Warnings, append(b.warnings, listWarnings(b.lists.Status())...)...)
+	out.Warnings = append(out.Warnings, warnings(f.Config)...)
 	return out, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"weir/internal/config"
 	"weir/internal/engine"
 	"weir/internal/keep"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/ruleset"
 )
@@ -31,6 +32,7 @@ type book struct {
 	rec      keep.Record
 	state    string
 	warnings []string
+	lists    *lists.Keeper
 }
 
 // openBook opens both. who is as of lockNamespace.
@@ -40,6 +42,11 @@ func (e *env) openBook(who string) (*book, error) {
 	if b.kernel, err = openKernelAs(true, who); err != nil {
 		return nil, err
 	}
+	known, err := engine.LoadMemory(e.state)
+	if err != nil {
+		b.warnings = append(b.warnings, fmt.Sprintf("what operators blocked is not known: %v", err))
+	}
+	b.lists = openLists(e.config, e.state, known.Blocks, nil)
 	if b.rec, err = b.store.Read(); err != nil {
 		b.warnings = append(b.warnings, fmt.Sprintf("what configuration was confirmed last is not known: %v", err))
 		if aside, err := b.store.Aside(); err == nil {
@@ -91,6 +98,13 @@ func (b *book) back(ctx context.Context) error {
 	}
 	b.rec.Back()
 	return b.store.Write(b.rec, "")
+}
+
+// Apply is Engine.Apply with the blocklists of cfg.
+func (b *book) Apply(ctx context.Context, cfg *model.Config) (engine.Report, error) {
+	b.lists.Take(cfg)
+	b.Blocked = b.lists.Compiled()
+	return b.kernel.Apply(ctx, cfg)
 }
 
 // restore makes the kernel do what the last confirmed configuration says.

@@ -57,6 +57,9 @@ func eventText(ev engine.Event) string {
 	if ev.Service != "" {
 		words = append(words, ev.Service+" "+ev.Backend+":")
 	}
+	if ev.List != "" {
+		words = append(words, ev.List+":")
+	}
 	if ev.Finding != "" {
 		words = append(words, ev.Finding+" "+ev.Subject+":")
 	}

@@ -38,6 +38,7 @@ func (e *env) explainCmd() *cobra.Command {
 			return e.explain(c.Context(), t, o)
 		},
 	}
+	e.stateFlag(c)
 	c.Flags().StringVar(&from, "from", "", "the client's `ADDRESS:PORT`")
 	c.Flags().StringVar(&to, "to", "", "where it wants to: `ADDRESS:PORT/PROTOCOL`")
 	c.Flags().BoolVar(&o.live, "live", false, "look at the kernel too: known connections, sticky clients, own addresses, devices")
@@ -79,13 +80,15 @@ func (e *env) explain(ctx context.Context, t flow.Tuple, o explainOptions) error
 		packet.ToLocal = func(a netip.Addr) bool { return a == t.Dst.Addr() }
 	}
 	var env ruleset.Env
-	p := plan.Build(cfg, nil)
+	compiled := e.readLists(ctx, cfg).Compiled()
+	p := plan.Build(cfg, nil).WithBlocks(plan.NewBlocks(compiled, nil))
 	if o.live {
 		k, err := openKernel(false)
 		if err != nil {
 			return err
 		}
 		defer k.close()
+		k.Blocked = compiled
 		_, delta, err := k.Preview(ctx, cfg)
 		if err != nil {
 			return needsRights(err)
@@ -173,6 +176,15 @@ func (e *env) printExplain(rep explainReport) error {
 	return nil
 }
 
+// addressOf returns the address of ADDRESS:PORT.
+func addressOf(text string) string {
+	ap, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return text
+	}
+	return ap.Addr().String()
+}
+
 // conclusion says in one sentence what becomes of the packet.
 func conclusion(x plan.Explanation) string {
 	packet := fmt.Sprintf("%s from %s to %s", x.Protocol, x.From, x.To)
@@ -181,6 +193,8 @@ func conclusion(x plan.Explanation) string {
 		by = x.Access.By
 	}
 	switch {
+	case x.Blocked:
+		return fmt.Sprintf("=> %s: a blocklist stops it (%s); weir why %s says which", packet, x.Verdict, addressOf(x.From))
 	case x.Access != nil && x.Access.Verdict != string(ruleset.AcceptPacket):
 		return fmt.Sprintf("=> %s: dropped (%s)", packet, by)
 	case x.Forward == model.ForwardLocal.String() && x.Verdict == string(ruleset.Accepted):

@@ -15,13 +15,22 @@ import (
 	"weir/internal/model"
 )
 
+// client returns a client of the weir that runs in this network namespace.
+func client() (*api.Client, error) {
+	path, err := namespaceFile("sock")
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(path), nil
+}
+
 // ask calls fn with a client of the weir that runs in this network namespace.
 func ask(fn func(*api.Client) error) error {
-	path, err := namespaceFile("sock")
+	w, err := client()
 	if err != nil {
 		return err
 	}
-	err = fn(api.NewClient(path))
+	err = fn(w)
 	var said *api.Error
 	switch {
 	case errors.Is(err, api.ErrNotRunning):
@@ -39,11 +48,11 @@ func ask(fn func(*api.Client) error) error {
 // effective returns cfg with the weights that the weir which runs in this network namespace
 // would give its backends, and whether there is one.
 func (e *env) effective(ctx context.Context, cfg *model.Config) (*model.Config, bool) {
-	path, err := namespaceFile("sock")
+	w, err := client()
 	if err != nil {
 		return cfg, false
 	}
-	known, err := api.NewClient(path).Backends(ctx)
+	known, err := w.Backends(ctx)
 	if err == nil {
 		return engine.Effective(cfg, known.Backends, time.Now()), true
 	}

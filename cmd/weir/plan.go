@@ -25,6 +25,8 @@ type planReport struct {
 	Changes bool         `json:"changes"`
 	Summary string       `json:"summary"`
 	Moves   []moveReport `json:"moves"`
+	// Blocks is what changes of blocklists; in Text they are only with --full.
+	Blocks *blocksReport `json:"blocks,omitempty"`
 	// Text is nft syntax: the change, or the whole ruleset when weir's is not in the kernel.
 	Text string `json:"text"`
 }
@@ -59,6 +61,7 @@ which ` + "`nft -f`" + ` takes as it is. Beside a running weir it is what that o
 that is down or drained stays out.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.plan(c.Context(), full) },
 	}
+	e.stateFlag(c)
 	c.Flags().BoolVar(&full, "full", false, "print the whole ruleset from the file alone")
 	return c
 }
@@ -77,14 +80,18 @@ func (e *env) plan(ctx context.Context, full bool) error {
 	if err != nil {
 		return err
 	}
+	if delta != nil {
+		rep.Live, rep.Changes, rep.Summary = true, !delta.Empty(), delta.Summary()
+		rep.Blocks = reportBlocks(p.Blocks, delta)
+	}
 	switch {
-	case delta == nil || len(delta.Tables) > 0 && delta.Tables[0].Create:
-		rep.Live, rep.Changes = delta != nil, true
-		rep.Text = p.Ruleset.String()
+	case delta == nil:
+		rep.Changes, rep.Text = true, p.Ruleset.String()
 		rep.Summary = ruleset.Diff(&ruleset.Ruleset{}, p.Ruleset).Summary()
+	case creates(delta):
+		rep.Text = withoutBlocks(p.Ruleset).String()
 	default:
-		rep.Live, rep.Changes = true, !delta.Empty()
-		rep.Text, rep.Summary = delta.String(), delta.Summary()
+		rep.Text = servicesOf(delta).String()
 		rep.Moves = moves(ctx, p, delta)
 	}
 	return e.print(rep, func() error { return e.printPlan(rep) })
@@ -94,13 +101,19 @@ func (e *env) plan(ctx context.Context, full bool) error {
 // the difference to what the kernel holds.
 func (e *env) compare(ctx context.Context, cfg *model.Config, full bool) (*plan.Plan, *ruleset.Delta, error) {
 	if full {
-		return plan.Build(cfg, nil), nil, nil
+		blocks := plan.NewBlocks(e.fileLists(cfg).Compiled(), nil)
+		return plan.Build(cfg, nil).WithBlocks(blocks), nil, nil
 	}
 	k, err := openKernel(false)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w (weir plan --full needs no rights)", err)
 	}
 	defer k.close()
+	keeper := e.readLists(ctx, cfg)
+	for _, w := range listWarnings(keeper.Status()) {
+		fmt.Fprintln(e.stderr, "weir: warning:", w)
+	}
+	k.Blocked = keeper.Compiled()
 	p, delta, err := k.Preview(ctx, cfg)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w (weir plan --full needs no rights)", needsRights(err))
@@ -116,6 +129,7 @@ func (e *env) printPlan(rep planReport) error {
 	if _, err := fmt.Fprint(e.stdout, rep.Text); err != nil {
 		return err
 	}
+	rep.Blocks.print(e.stdout)
 	for _, m := range rep.Moves {
 		fmt.Fprintln(e.stdout, "#", m.Text)
 		for _, g := range m.Gone {

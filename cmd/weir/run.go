@@ -22,6 +22,7 @@ import (
 	"weir/internal/engine"
 	"weir/internal/health"
 	"weir/internal/host/look"
+	"weir/internal/lists"
 	"weir/internal/metrics"
 	"weir/internal/nft"
 	"weir/internal/nudge"
@@ -87,9 +88,10 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer nudges.Close()
+	keeper := openLists(e.config, e.state, known.Blocks, log)
 	loop := &engine.Loop{Engine: k.Engine, Load: held.loader(e.config, e.readConfig), Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
-		Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
+		Lists: keeper, Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,
 		Notify: func(state string) { held.reached(state); notify(log, state) }}
 	if kept := openKept(e.state, log); kept != nil {
 		loop.Kept = kept
@@ -103,7 +105,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	go func() { defer close(watched); watcher.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, held, o.metrics, group, log)
+	stopped, err := e.listen(ctx, loop, held, keeper, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -187,7 +189,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, tcp string, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, keeper *lists.Keeper, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -208,7 +210,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, tcp
 		flows.Close()
 		return nil, err
 	}
-	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e}
+	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e, keeper, &engine.Hits{Kernel: counters}}
 	server := api.New(weir, version, log)
 	numbers := metrics.Handler(weir, version)
 	server.Metrics(numbers)
@@ -219,10 +221,13 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, tcp
 		l.Close()
 		return nil, err
 	}
+	looked := make(chan struct{})
+	go func() { defer close(looked); weir.hits.Run(ctx, weir.blocked) }()
 	done := make(chan error, 1)
 	go func() {
 		err := server.Serve(ctx, l)
 		stopTCP()
+		<-looked
 		counters.Close()
 		flows.Close()
 		done <- err
@@ -239,6 +244,8 @@ type control struct {
 	flows    engine.Connections
 	log      *slog.Logger
 	env      *env
+	lists    *lists.Keeper
+	hits     *engine.Hits
 }
 
 // Apply implements api.Controller.
@@ -254,7 +261,7 @@ func (c *control) Apply(ctx context.Context, by *state.Operator, r api.ApplyRequ
 	if err != nil {
 		return nil, err
 	}
-	out := warnings(view.Config)
+	out := append(listWarnings(view.Lists), warnings(view.Config)...)
 	if view.Pending == "" || r.Confirm == 0 {
 		return out, nil
 	}

@@ -103,6 +103,9 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 	for _, f := range st.Findings {
 		fmt.Fprintf(e.stdout, "%s: %s\n", f.Severity, f)
 	}
+	for _, w := range listWarnings(st.Lists) {
+		fmt.Fprintf(e.stdout, "error: %s\n", w)
+	}
 	var rows [][]string
 	var notes []string // one for each row
 	row := func(service, backend, state, weight, share, active string, t engine.Traffic, note string) {

@@ -14,6 +14,12 @@
 //	POST /v1/reload                                    {"ssh_connection": "…", "lock_me_out": true}, each may lack
 //	POST /v1/apply                                     {"confirm": "60s", "file": "/etc/weir/weir.yaml"}, and as reload; each may lack
 //	POST /v1/confirm
+//	GET  /v1/blocks                                    all blocklists, and what operators blocked
+//	POST /v1/blocks/add                                {"entry": "192.0.2.7", "for": "1h", "why": "scraper"}, the last two may lack
+//	POST /v1/blocks/remove                             {"entry": "192.0.2.7"}
+//	POST /v1/blocks/accept                             {"list": "crawlers"}: however much it changed
+//	GET  /v1/blocks/top[?n=20][&list=NAME]             the entries that packets met most
+//	GET  /v1/why?address=192.0.2.7                     what lists say of an address
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
 //	POST /v1/backends/SERVICE/BACKEND/disable
@@ -25,11 +31,13 @@ package api
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"weir/internal/config"
 	"weir/internal/engine"
 	"weir/internal/keep"
+	"weir/internal/lists"
 	"weir/internal/state"
 )
 
@@ -50,6 +58,16 @@ type Controller interface {
 	Apply(ctx context.Context, by *state.Operator, r ApplyRequest) ([]string, error)
 	// Confirm keeps what waits and returns it; else engine.ErrNothing.
 	Confirm(ctx context.Context, by *state.Operator) (keep.Config, error)
+	// Block blocks a prefix, Unblock takes that back, and Accept takes a blocklist however
+	// much it changed. What they refuse is an *Error.
+	Block(ctx context.Context, by *state.Operator, b lists.Block) error
+	Unblock(ctx context.Context, by *state.Operator, p netip.Prefix) error
+	Accept(ctx context.Context, by *state.Operator, list string) error
+	// Top returns the n entries of blocklists that packets met most; list picks one, "" is
+	// all.
+	Top(ctx context.Context, n int, list string) (Top, error)
+	// Why returns what lists say of an address.
+	Why(ctx context.Context, a netip.Addr) (Why, error)
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }
@@ -146,4 +164,6 @@ const (
 	maxDeadline = 365 * 24 * time.Hour
 	maxFollow   = 64 // who follow the events at once
 	maxNamed    = 20 // services or backends that a message names
+	maxTop      = 10_000
+	usualTop    = 20
 )

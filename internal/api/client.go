@@ -10,12 +10,15 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"weir/internal/engine"
+	"weir/internal/lists"
 )
 
 // ErrNotRunning says that nobody listens at the socket.
@@ -104,6 +107,44 @@ func (c *Client) Disable(ctx context.Context, service, backend string) (Backend,
 // Weight gives a backend a weight in place of the file's; nil takes it back.
 func (c *Client) Weight(ctx context.Context, service, backend string, weight *int) (Backend, error) {
 	return c.say(ctx, service, backend, "weight", map[string]*int{"weight": weight})
+}
+
+// Blocks asks for all blocklists and what operators blocked.
+func (c *Client) Blocks(ctx context.Context) (Blocks, error) {
+	return ask[Blocks](ctx, c, "GET", "/v1/blocks", nil)
+}
+
+// Block blocks an address or a prefix, for a time (0: until Unblock).
+func (c *Client) Block(ctx context.Context, entry string, within time.Duration, why string) (Blocked, error) {
+	body := addRequest{Entry: entry, Why: why}
+	if within != 0 {
+		body.For = within.String()
+	}
+	return ask[Blocked](ctx, c, "POST", "/v1/blocks/add", body)
+}
+
+// Unblock takes Block back.
+func (c *Client) Unblock(ctx context.Context, entry string) (Blocked, error) {
+	return ask[Blocked](ctx, c, "POST", "/v1/blocks/remove", removeRequest{entry})
+}
+
+// AcceptList has weir take a blocklist as its files are now, however much it changed.
+func (c *Client) AcceptList(ctx context.Context, list string) (lists.Status, error) {
+	return ask[lists.Status](ctx, c, "POST", "/v1/blocks/accept", acceptRequest{list})
+}
+
+// Top asks for the n entries of blocklists that packets met most; list picks one.
+func (c *Client) Top(ctx context.Context, n int, list string) (Top, error) {
+	q := url.Values{"n": {strconv.Itoa(n)}}
+	if list != "" {
+		q.Set("list", list)
+	}
+	return ask[Top](ctx, c, "GET", "/v1/blocks/top?"+q.Encode(), nil)
+}
+
+// Why asks what lists say of an address.
+func (c *Client) Why(ctx context.Context, a netip.Addr) (Why, error) {
+	return ask[Why](ctx, c, "GET", "/v1/why?address="+url.QueryEscape(a.String()), nil)
 }
 
 func (c *Client) say(ctx context.Context, service, backend, word string, body any) (Backend, error) {

@@ -15,8 +15,10 @@ import (
 	"go.uber.org/goleak"
 
 	"weir/internal/api"
+	"weir/internal/blocklist"
 	"weir/internal/engine"
 	"weir/internal/keep"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/state"
 )
@@ -38,6 +40,7 @@ type fake struct {
 	stuck   chan struct{} // View waits until it is closed; nil: not at all
 	journal *engine.Journal
 	waiting *engine.Waiting
+	blocks  []lists.Block
 	refuses bool              // no word may be taken
 	by      *state.Operator   // who said the last word
 	asked   api.ReloadRequest // by the last request to load
@@ -72,7 +75,7 @@ func (f *fake) View(ctx context.Context) (engine.View, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	v := engine.View{Config: f.cfg, Backends: map[string][]state.Backend{}, Words: map[engine.Member]state.Word{},
-		Checks: map[engine.Member]engine.Health{}, Health: f.health, Applied: f.applied, Waiting: f.waiting,
+		Checks: map[engine.Member]engine.Health{}, Health: f.health, Applied: f.applied, Waiting: f.waiting, Lists: []lists.Status{listed}, Said: f.blocks,
 		Last: engine.Outcome{Changed: true, Summary: "1 rule replaced", Added: []string{}, Removed: []string{}, Warnings: []string{"device eth9 is down"}}}
 	for m, w := range f.words {
 		v.Words[m] = w
@@ -206,3 +209,69 @@ func serveOn(t *testing.T, f *fake, l net.Listener) (stop func()) {
 	t.Cleanup(stop)
 	return stop
 }
+
+// The blocklists of a fake: crawlers, of which operators may block what is not documentation
+// of somebody else.
+
+func (f *fake) Block(_ context.Context, by *state.Operator, b lists.Block) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if b.Prefix == netip.MustParsePrefix("198.51.100.1/32") {
+		return &api.Error{Code: 409, Message: "198.51.100.1 is a gateway"}
+	}
+	f.by = by
+	b.At, b.By = epoch, ""
+	if !b.Until.IsZero() {
+		b.Until = epoch.Add(time.Hour)
+	}
+	f.blocks = append(f.blocks, b)
+	return nil
+}
+
+func (f *fake) Unblock(_ context.Context, by *state.Operator, p netip.Prefix) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.by = by
+	for i, b := range f.blocks {
+		if b.Prefix == p {
+			f.blocks = append(f.blocks[:i:i], f.blocks[i+1:]...)
+			return nil
+		}
+	}
+	return &api.Error{Code: 404, Message: "no operator has blocked " + p.String()}
+}
+
+func (f *fake) Accept(_ context.Context, by *state.Operator, list string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.by = by
+	if list != "crawlers" {
+		return &api.Error{Code: 404, Message: "there is no such blocklist"}
+	}
+	return nil
+}
+
+func (f *fake) Top(_ context.Context, n int, list string) (api.Top, error) {
+	hits := []engine.Hit{
+		{Entry: netip.MustParsePrefix("192.0.2.0/24"), Lists: []string{"crawlers"}, Action: "drop", Packets: 9, Bytes: 540, LastChange: epoch},
+		{Entry: netip.MustParsePrefix("2001:db8::7/128"), Lists: []string{"crawlers"}, Action: "count", Packets: 1, Bytes: 60},
+	}
+	return api.Top{Entries: hits[:min(n, 2)], All: 2, At: epoch}, nil
+}
+
+func (f *fake) Why(_ context.Context, a netip.Addr) (api.Why, error) {
+	var said lists.Answer
+	if p := netip.MustParsePrefix("192.0.2.0/24"); p.Contains(a) {
+		said.Action, said.Entry = blocklist.Drop, blocklist.Entry{Prefix: p}
+		said.Matches = []blocklist.Match{{List: "crawlers", Action: blocklist.Drop, Entry: "192.0.2.0/24", File: "c.txt", Line: 3, Note: "SBL1"}}
+	}
+	out := api.NewWhy(a, said, []lists.Status{listed})
+	if said.Action == blocklist.Drop {
+		out.Packets, out.Bytes, out.LastChange = 9, 540, epoch
+	}
+	return out, nil
+}
+
+// listed is the blocklist of a fake.
+var listed = lists.Status{Name: "crawlers", Action: "drop", InUse: true, Entries: 2, ReadAt: epoch, Files: []blocklist.File{{Name: "c.txt", Lines: 3, Entries: 2, Skipped: 1}},
+	Counts: blocklist.Counts{Entries: 2, Skipped: 1}, Skipped: []string{"c.txt:1: \"x\" is no entry"}}

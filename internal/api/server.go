@@ -50,6 +50,12 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 	s.route("POST", "/v1/reload", s.reload)
 	s.route("POST", "/v1/apply", s.apply)
 	s.route("POST", "/v1/confirm", s.confirm)
+	s.route("GET", "/v1/blocks", s.blocks)
+	s.route("POST", "/v1/blocks/add", s.block)
+	s.route("POST", "/v1/blocks/remove", s.unblock)
+	s.route("POST", "/v1/blocks/accept", s.accept)
+	s.route("GET", "/v1/blocks/top", s.top)
+	s.route("GET", "/v1/why", s.why)
 	for word, say := range words {
 		s.route("POST", "/v1/backends/{service}/{backend}/"+word, func(ctx context.Context, r *http.Request) (any, error) {
 			return s.say(ctx, r, say)

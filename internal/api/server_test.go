@@ -92,6 +92,9 @@ func TestGolden(t *testing.T) {
 			if f.refuses && f.waiting != nil {
 				t.Errorf("refused, and it waits all the same: %v", f.waiting)
 			}
+			if f.refuses && len(f.blocks) > 0 {
+				t.Errorf("a request that was refused blocks %v", f.blocks)
+			}
 			if f.refuses && len(f.words) > 0 {
 				t.Errorf("refused, and taken all the same: %v", f.words)
 			}

@@ -20,7 +20,7 @@ var may = map[string][]string{
 	"internal/model":   {},
 	"internal/flow":    {},
 	"internal/ruleset": {"internal/flow", "internal/model"},
-	"internal/plan":    {"internal/flow", "internal/model", "internal/ruleset"},
+	"internal/plan":    {"internal/blocklist", "internal/flow", "internal/model", "internal/ruleset"},
 
 	"internal/blocklist":       {"internal/model"},
 	"internal/blocklist/files": {"internal/blocklist"},
@@ -41,19 +41,19 @@ var may = map[string][]string{
 
 	"internal/keep": {"internal/state"},
 
-	"internal/engine": {"internal/conntrack", "internal/health", "internal/host", "internal/keep", "internal/model", "internal/nft",
+	"internal/engine": {"internal/blocklist", "internal/conntrack", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset",
 		"internal/state", "internal/vip"},
 
-	"internal/api": {"internal/config", "internal/engine", "internal/keep", "internal/model", "internal/state"},
+	"internal/api": {"internal/blocklist", "internal/config", "internal/engine", "internal/keep", "internal/lists", "internal/model", "internal/state"},
 
-	"internal/metrics": {"internal/engine"},
+	"internal/metrics": {"internal/engine", "internal/lists", "internal/ruleset"},
 	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
 
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
-	"cmd/weir": {"internal/api", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
-		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/metrics", "internal/model", "internal/nft",
+	"cmd/weir": {"internal/api", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
+		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
 		"internal/vip"},
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -42,6 +43,11 @@ type result struct {
 	HealthCPU []float64 `json:"health_cpu,omitempty"`
 }
 
+// isHelper reports whether the program was started by itself for a part of its work.
+func isHelper(args []string) bool {
+	return len(args) > 2 && slices.Contains([]string{launchWord, liveWord, blocksWord}, args[1])
+}
+
 // helper does one of the parts and prints the result. It is the whole program for its
 // process.
 func helper(args []string) {
@@ -51,6 +57,8 @@ func helper(args []string) {
 		res = launched(args[1:])
 	case liveWord:
 		res = live(args[1])
+	case blocksWord:
+		res = blockLists(args[1], len(args) > 2)
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(res)
 }

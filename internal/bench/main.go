@@ -31,7 +31,7 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 2 && (os.Args[1] == launchWord || os.Args[1] == liveWord) {
+	if isHelper(os.Args) {
 		helper(os.Args[1:])
 		return
 	}
@@ -52,13 +52,17 @@ type bench struct {
 type options struct {
 	sizes       []int // services, for applies
 	packetSizes []int // services, for packets
+	blockSizes  []int // entries of blocklists
 	rounds      int
-	only        string        // "", "apply", "packets" or "deaths"
+	only        string        // "" or one of parts
 	json        string        // file, "" for none
 	weir        string        // the binary; "" builds it
 	limit       time.Duration // for one command
 	total       time.Duration // after which no further round begins
 }
+
+// parts are what one run can be confined to.
+var parts = []string{"apply", "packets", "blocks", "deaths"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -66,7 +70,8 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	services := fs.String("services", "", "numbers of services, separated by commas (default 10,1000,10000; for packets 1,1000,10000)")
 	quick := fs.Bool("quick", false, "leave out the largest number of services, and do 2 rounds")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, of which the median is printed")
-	fs.StringVar(&o.only, "only", "", "do one part: apply, packets or deaths")
+	fs.StringVar(&o.only, "only", "", "do one part: apply, packets, blocks or deaths")
+	entries := fs.String("entries", "", "numbers of entries of blocklists, separated by commas (default 650,10000,100000,1000000)")
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
 	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
@@ -74,29 +79,44 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	o.sizes, o.packetSizes = []int{10, 1000, 10000}, sizesOfPackets
+	o.sizes, o.packetSizes, o.blockSizes = []int{10, 1000, 10000}, sizesOfPackets, sizesOfBlocks
 	if *quick {
-		o.sizes, o.packetSizes, o.rounds = o.sizes[:2], o.packetSizes[:2], 2
+		o.sizes, o.packetSizes, o.blockSizes, o.rounds = o.sizes[:2], o.packetSizes[:2], o.blockSizes[:3], 2
 	}
 	if *services != "" {
-		o.sizes = nil
-		for _, w := range strings.Split(*services, ",") {
-			n, err := strconv.Atoi(w)
-			if err != nil || n < 1 || n > 100_000 {
-				return o, fmt.Errorf("-services: %q is not a number from 1 to 100000", w)
-			}
-			o.sizes = append(o.sizes, n)
+		if o.sizes, err = numbers("-services", *services, 100_000); err != nil {
+			return o, err
 		}
 		o.packetSizes = o.sizes
+	}
+	if *entries != "" {
+		if o.blockSizes, err = numbers("-entries", *entries, 2_000_000); err != nil {
+			return o, err
+		}
 	}
 	if o.rounds < 1 || o.rounds > 100 {
 		return o, fmt.Errorf("-rounds: %d; allowed: 1 to 100", o.rounds)
 	}
-	if !slices.Contains([]string{"", "apply", "packets", "deaths"}, o.only) {
-		return o, fmt.Errorf("-only: %q; allowed: apply, packets, deaths", o.only)
+	if o.only != "" && !slices.Contains(parts, o.only) {
+		return o, fmt.Errorf("-only: %q; allowed: %s", o.only, strings.Join(parts, ", "))
 	}
 	return o, nil
 }
+
+// numbers reads numbers from 1 to most, separated by commas.
+func numbers(flag, text string, most int) (out []int, err error) {
+	for _, w := range strings.Split(text, ",") {
+		n, err := strconv.Atoi(w)
+		if err != nil || n < 1 || n > most {
+			return nil, fmt.Errorf("%s: %q is not a number from 1 to %d", flag, w, most)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// does reports whether a part is to be done.
+func (o *options) does(part string) bool { return o.only == "" || o.only == part }
 
 func start(args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
@@ -148,18 +168,23 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 			return nil, fmt.Errorf("build weir: %w: %s", err, out)
 		}
 	}
-	if o.only == "" || o.only == "deaths" {
+	if o.does("deaths") {
 		if rep.Deaths, err = b.deaths(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if o.only == "" || o.only == "apply" {
+	if o.does("apply") {
 		if rep.Apply, err = b.applies(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if o.only == "" || o.only == "packets" {
+	if o.does("packets") {
 		if rep.Packets, err = b.packets(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("blocks") {
+		if rep.Blocks, err = b.blocks(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && (os.Args[1] == launchWord || os.Args[1] == liveWord) {
+	if isHelper(os.Args) {
 		helper(os.Args[1:])
 		return
 	}
@@ -52,10 +53,10 @@ func buildWeir(t *testing.T) string {
 
 // TestWholeRun does all of it but the deaths, small, and looks for holes in the tables.
 func TestWholeRun(t *testing.T) {
-	require(t, "go", "nft", "iptables-nft-restore", "iptables-legacy-restore")
+	require(t, "go", "nft", "iptables-nft-restore", "iptables-legacy-restore", "ipset")
 	weir := buildWeir(t)
 	part := func(name string) *Report {
-		o, err := parse([]string{"-services", "1,12", "-rounds", "1", "-limit", "20s", "-only", name, "-weir", weir}, os.Stderr)
+		o, err := parse([]string{"-services", "1,12", "-entries", "10,700", "-rounds", "1", "-limit", "20s", "-only", name, "-weir", weir}, os.Stderr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,8 +67,9 @@ func TestWholeRun(t *testing.T) {
 		}
 		return rep
 	}
-	rep, more := part("apply"), part("packets")
-	rep.Packets, rep.Notes = more.Packets, append(rep.Notes, more.Notes...)
+	rep, more, lists := part("apply"), part("packets"), part("blocks")
+	rep.Packets, rep.Blocks = more.Packets, lists.Blocks
+	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF is for root alone, and the report says so
@@ -95,6 +97,7 @@ func TestWholeRun(t *testing.T) {
 			t.Errorf("%+v has a hole", c)
 		}
 	}
+	checkBlocks(t, rep.Blocks, packets > 0)
 	var out bytes.Buffer
 	if err := rep.print(&out); err != nil {
 		t.Fatal(err)
@@ -106,6 +109,25 @@ func TestWholeRun(t *testing.T) {
 	}
 	if err := rep.save(filepath.Join(t.TempDir(), "figures.json")); err != nil {
 		t.Error(err)
+	}
+}
+
+// checkBlocks looks for holes in the part about blocklists.
+func checkBlocks(t *testing.T, r *BlocksReport, packets bool) {
+	t.Helper()
+	if !r.Change.filled() || !r.Compile.filled() || r.Changes != changeTimes {
+		t.Errorf("no change: %+v", r)
+	}
+	if !packets {
+		return
+	}
+	for _, c := range r.Cells {
+		if c.Problem != "" || c.Packet.Least <= 0 || c.Rounds != 1 || c.Name != oneRule && (!c.Load.filled() || c.Memory <= 0) {
+			t.Errorf("%+v has a hole", c)
+		}
+	}
+	if want := 1 + 2*2*4; len(r.Cells) != want {
+		t.Errorf("%d cells, want %d", len(r.Cells), want)
 	}
 }
 

@@ -18,12 +18,13 @@ const (
 
 // Report is the whole run.
 type Report struct {
-	Machine Machine      `json:"machine"`
-	Apply   []ApplyCell  `json:"apply"`
-	Packets []PacketCell `json:"packets"`
-	Deaths  []DeathCell  `json:"deaths"`
-	Notes   []string     `json:"notes"`
-	Seconds float64      `json:"seconds"`
+	Machine Machine       `json:"machine"`
+	Apply   []ApplyCell   `json:"apply"`
+	Packets []PacketCell  `json:"packets"`
+	Blocks  *BlocksReport `json:"blocks,omitempty"`
+	Deaths  []DeathCell   `json:"deaths"`
+	Notes   []string      `json:"notes"`
+	Seconds float64       `json:"seconds"`
 	// LoadAtEnd is the load averages when all was done. The run itself is 1 to 2 of them.
 	LoadAtEnd string `json:"load_at_end"`
 }
@@ -40,6 +41,9 @@ func (r *Report) print(w io.Writer) error {
 	}
 	if len(r.Deaths) > 0 {
 		r.printDeaths(w)
+	}
+	if r.Blocks != nil {
+		r.Blocks.print(w)
 	}
 	r.printAims(w)
 	r.printLosses(w)

@@ -13,7 +13,11 @@
 // The package is pure. Reading files is the work of package files below it.
 package blocklist
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
 
 // Action is what happens to packets from a listed address. The larger wins.
 type Action uint8
@@ -33,6 +37,16 @@ func (a Action) String() string { return actionNames[a] }
 
 // MarshalText writes the word, for JSON.
 func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads the word.
+func (a *Action) UnmarshalText(text []byte) error {
+	i := slices.Index(actionNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("action %q is not known", text)
+	}
+	*a = Action(i)
+	return nil
+}
 
 // ActionNames returns the words allowed in a configuration file, the strongest first.
 func ActionNames() []string { return []string{"drop", "reject", "count"} }

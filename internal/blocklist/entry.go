@@ -91,6 +91,23 @@ func find[A number[A]](cells []cell[A], a A) (Entry, bool) {
 	return Entry{}, false
 }
 
+// Exact returns the entry of just that prefix.
+func (c *Compiled) Exact(p netip.Prefix) (Entry, bool) {
+	four, six, is4 := numberPrefix(p)
+	if is4 {
+		return exact(c.four, four)
+	}
+	return exact(c.six, six)
+}
+
+func exact[A number[A]](cells []cell[A], p prefix[A]) (Entry, bool) {
+	i, ok := sort.Find(len(cells), func(i int) int { return p.compare(cells[i].prefix()) })
+	if !ok {
+		return Entry{}, false
+	}
+	return cells[i].entry(), true
+}
+
 // Kind says what a Change is.
 type Kind uint8
 

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"time"
 
+	"weir/internal/blocklist"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/plan"
@@ -37,6 +38,13 @@ type Kernel interface {
 	// Generation returns the current generation.
 	Generation() (uint32, error)
 	Counters
+	BlockCounters
+	// Declared returns the sets of a table without their elements; none where there is no
+	// such table.
+	Declared(ctx context.Context, t nft.TableRef) ([]*ruleset.Set, error)
+	// CarryCounts makes packed elements that d deletes and adds again start with what they
+	// have counted so far.
+	CarryCounts(ctx context.Context, d *ruleset.Delta) error
 	// DeleteElements deletes elements of a map that packets fill. One that has gone
 	// meanwhile is not an error.
 	DeleteElements(ctx context.Context, t nft.TableRef, s *ruleset.Set, elems []ruleset.Element) error
@@ -51,14 +59,20 @@ type Addresses interface {
 	Announce(ctx context.Context, dev string, addrs []netip.Addr) <-chan error
 }
 
-// Tables is the list of tables that are weir's; no other is ever read or touched.
-var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}}
+// Tables is the list of tables that are weir's; no other is ever read or touched. The first
+// is that of the services.
+var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable}
+
+// BlocksTable holds the blocklists. It is there where something is blocked.
+var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
 
 // Engine brings a network namespace to what a model says. Its methods must not be called
 // at the same time.
 type Engine struct {
 	Kernel    Kernel
 	Addresses Addresses // nil: addresses are not weir's business
+	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
+	Blocked *blocklist.Compiled
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
@@ -90,7 +104,10 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	if e.plan != nil {
 		cfg.Reuse(e.plan.Config)
 	}
-	next := plan.Build(cfg, e.plan)
+	next, err := e.build(ctx, cfg)
+	if err != nil {
+		return rep, err
+	}
 	rep.Plan = time.Since(start)
 	if err := e.commit(ctx, next, &rep); err != nil {
 		return rep, err
@@ -115,7 +132,7 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 		return rep, e.addresses(ctx, &rep)
 	}
 	e.have = nil
-	if err := e.commit(ctx, e.plan, &rep); err != nil {
+	if err := e.commitAs(ctx, e.plan, readAgain(e.plan), &rep); err != nil {
 		return rep, err
 	}
 	return rep, e.addresses(ctx, &rep)
@@ -136,9 +153,17 @@ func (e *Engine) Moved(gen uint32) {
 	}
 }
 
+// PlanOf returns the plan of cfg as Apply would make it.
+func (e *Engine) PlanOf(ctx context.Context, cfg *model.Config) (*plan.Plan, error) {
+	return e.build(ctx, cfg)
+}
+
 // Preview returns what Apply would do to the rules, and does nothing.
 func (e *Engine) Preview(ctx context.Context, cfg *model.Config) (*plan.Plan, *ruleset.Delta, error) {
-	next := plan.Build(cfg, e.plan)
+	next, err := e.build(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
 	have, _, err := e.Kernel.Read(ctx, Tables, next.Ruleset)
 	if err != nil {
 		return nil, nil, err
@@ -148,11 +173,16 @@ func (e *Engine) Preview(ctx context.Context, cfg *model.Config) (*plan.Plan, *r
 
 // commit brings the kernel's rules to those of next.
 func (e *Engine) commit(ctx context.Context, next *plan.Plan, rep *Report) error {
+	return e.commitAs(ctx, next, next.Ruleset, rep)
+}
+
+// commitAs is commit where what there is, if that is not known, is read with expect.
+func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.Ruleset, rep *Report) error {
 	var err error
 	for range attempts {
 		if e.have == nil {
 			start := time.Now()
-			if e.have, e.gen, err = e.Kernel.Read(ctx, Tables, next.Ruleset); err != nil {
+			if e.have, e.gen, err = e.Kernel.Read(ctx, Tables, expect); err != nil {
 				return fmt.Errorf("read the rules: %w", err)
 			}
 			rep.Read += time.Since(start)
@@ -164,6 +194,11 @@ func (e *Engine) commit(ctx context.Context, next *plan.Plan, rep *Report) error
 			return nil
 		}
 		start := time.Now()
+		if err := e.Kernel.CarryCounts(ctx, rep.Delta); err != nil {
+			// Somebody may have taken elements away: without them there is nothing to carry.
+			e.have = nil
+			return fmt.Errorf("read the counters of blocklists: %w", err)
+		}
 		var gen uint32
 		gen, err = e.Kernel.Apply(ctx, rep.Delta, e.gen)
 		rep.Commit = time.Since(start)

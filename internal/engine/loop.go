@@ -11,6 +11,7 @@ import (
 	"weir/internal/health"
 	"weir/internal/host"
 	"weir/internal/keep"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/state"
@@ -46,6 +47,7 @@ type Loop struct {
 	Results *Inbox             // what they answered; nil: nothing
 	Traffic Connections        // the connection table; nil: it is left alone
 	Host    Host               // what the box provides; nil: nobody watches it
+	Lists   Lists              // blocklists; nil: none
 	Memory  Memory             // what was known before this start
 	Save    func(Memory) error // keeps what is known; nil: it is lost
 	Journal *Journal           // nil: events are lost
@@ -68,6 +70,8 @@ type Loop struct {
 	pending    bool              // the kernel is not as it should be
 	announce   bool              // somebody waits to hear "ready"
 	findings   []host.Finding    // what is wrong on the box; nil: not known
+	listed     []lists.Status    // of the blocklists, as told last
+	relisted   chan struct{}     // the blocklists are others now
 	repairErr  string            // of the last repair: it has been said
 	unsaved    bool              // what there is to remember is not on disk
 	saveFailed bool              // and the last try failed: that has been said
@@ -120,6 +124,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		return err
 	}
 	l.announce = true
+	defer l.watchLists(ctx)()
 	poll := l.After(pollEvery)
 	var quiet <-chan time.Time // runs while commits of others settle
 	for {
@@ -137,6 +142,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.results()
 		case list := <-l.found():
 			l.judged(list)
+		case <-l.relisted:
+			l.listsChanged()
 		case e, ok := <-l.Events:
 			switch {
 			case !ok:
@@ -198,6 +205,7 @@ func (l *Loop) set(cfg *model.Config) {
 	l.file = cfg
 	l.roster.Load(cfg)
 	l.watch()
+	l.takeLists(cfg)
 	if l.Host != nil {
 		l.Host.Set(cfg)
 	}
@@ -270,6 +278,9 @@ func (l *Loop) apply(ctx context.Context) (Report, error) {
 	for _, t := range transitions {
 		l.transition(t)
 	}
+	if l.Lists != nil {
+		l.Engine.Blocked = l.Lists.Compiled()
+	}
 	return l.Engine.Apply(ctx, cfg)
 }
 
@@ -295,7 +306,11 @@ func (l *Loop) repair(ctx context.Context) {
 	if rep.Delta != nil && !rep.Delta.Empty() && l.Engine.Known() {
 		l.Log.Warn("somebody changed weir's rules: put back", "change", rep.Delta.Summary(),
 			"took", rep.Read+rep.Commit)
-		l.note(Event{Kind: "repair", Message: "somebody changed weir's rules: " + rep.Delta.Summary()})
+		words := "somebody changed weir's rules: " + rep.Delta.Summary()
+		if lostCounts(rep.Delta) {
+			words += "; entries of blocklists that were gone count anew"
+		}
+		l.note(Event{Kind: "repair", Message: words})
 	}
 	if words := addressWords(rep.Addresses.Added); words != "" {
 		l.Log.Warn("somebody took weir's addresses away: put back", "addresses", words)
@@ -313,6 +328,7 @@ func (l *Loop) tick(ctx context.Context) {
 		l.pending = true
 	}
 	l.expire()
+	l.tellLists() // of one that cannot be read, which changes nothing
 	l.keepBook()
 	l.save()
 }
@@ -389,7 +405,7 @@ func (l *Loop) save() {
 	if !l.unsaved || l.Save == nil {
 		return
 	}
-	if err := l.Save(Memory{l.roster.Words(), l.roster.Down()}); err != nil {
+	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks()}); err != nil {
 		if !l.saveFailed { // a full disk needs no line a second
 			l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
 			l.note(Event{Kind: "error", Message: "state could not be saved: " + err.Error()})

@@ -11,16 +11,19 @@ import (
 	"time"
 
 	"weir/internal/keep"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/state"
 )
 
-// Memory is what a weir must know of the one before it: what operators said, and which
-// backends were down, so that a restart does not send connections to them until the
+// Memory is what a weir must know of the one before it: what operators said of backends and
+// of addresses, and which backends were down, so that a restart does not send connections to them until the
 // checks have found out anew.
 type Memory struct {
 	Words map[Member]state.Word
 	Down  map[Member]state.Health
+
+	Blocks []lists.Block
 }
 
 // memoryFile is the form in which it is kept.
@@ -28,6 +31,8 @@ type memoryFile struct {
 	Version int        `json:"version"`
 	Words   []keptWord `json:"words"`
 	Down    []keptDown `json:"down"`
+
+	Blocks []lists.Block `json:"blocks,omitempty"`
 }
 
 type keptDown struct {
@@ -62,7 +67,12 @@ func LoadMemory(path string) (Memory, error) {
 	if f.Version != memoryVersion {
 		return Memory{}, fmt.Errorf("%s: version %d is not known; this weir knows %d", path, f.Version, memoryVersion)
 	}
-	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down))}
+	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks}
+	for _, b := range f.Blocks {
+		if err := b.Check(); err != nil {
+			return Memory{}, fmt.Errorf("%s: %w", path, err)
+		}
+	}
 	for _, w := range f.Words {
 		if err := w.check(); err != nil {
 			return Memory{}, fmt.Errorf("%s: %s of service %s: %w", path, w.Backend, w.Service, err)
@@ -90,7 +100,7 @@ func (w keptWord) check() error {
 
 // SaveMemory replaces the file at once: a full disk or a crash leaves the one before.
 func SaveMemory(path string, memory Memory) error {
-	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}}
+	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}, Blocks: memory.Blocks}
 	for m, h := range memory.Down {
 		f.Down = append(f.Down, keptDown{m.Service, m.Backend, h.Reason, h.Since})
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"weir/internal/host"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/plan"
@@ -26,6 +27,7 @@ type Status struct {
 
 	// What only a running weir knows.
 	Findings []host.Finding `json:"findings,omitzero"` // what is wrong on the box, the worst first
+	Lists    []lists.Status `json:"blocklists,omitempty"`
 	Applied  *bool          `json:"applied,omitempty"` // the kernel does what is wanted; else it is tried again
 }
 

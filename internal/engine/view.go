@@ -7,6 +7,7 @@ import (
 
 	"weir/internal/health"
 	"weir/internal/host"
+	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/plan"
 	"weir/internal/state"
@@ -25,6 +26,9 @@ type View struct {
 	Waiting  *Waiting                   // the change that waits for its confirmation
 	Rejected *Rejected                  // the one that was not confirmed last
 	Findings []host.Finding             // what is wrong on the box; nil: not known
+	Lists    []lists.Status             // the blocklists
+	Said     []lists.Block              // what operators blocked
+	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
 
 	plan *plan.Plan // the last that was applied; nil before the first
 }
@@ -47,7 +51,12 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		for m, t := range l.trackers {
 			v.Checks[m] = Health{true, t.Snapshot()}
 		}
-		v.plan = l.Engine.Plan()
+		if v.plan = l.Engine.Plan(); v.plan != nil {
+			v.Blocks = v.plan.Blocks
+		}
+		if l.Lists != nil {
+			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
+		}
 	})
 	return v, err
 }
@@ -70,7 +79,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 		st.Edge = nil
 	}
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
-	st.Findings, st.Applied = v.Findings, &v.Applied
+	st.Findings, st.Applied, st.Lists = v.Findings, &v.Applied, v.Lists
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

@@ -22,6 +22,14 @@ type Block struct {
 	Until  time.Time    `json:"until,omitzero"` // zero: until it is taken back
 }
 
+// Text returns the prefix as people write it: a single address without its length.
+func (b Block) Text() string {
+	if b.Prefix.IsSingleIP() {
+		return b.Prefix.Addr().String()
+	}
+	return b.Prefix.String()
+}
+
 // Limits of what operators may say.
 const (
 	MaxBlocks = 100_000
@@ -31,17 +39,26 @@ const (
 // ErrNotBlocked says that an operator did not block that.
 var ErrNotBlocked = errors.New("not blocked by an operator")
 
-// Block blocks b.Prefix. Said again, it takes the place of what was said before. It is
-// refused when that would cut off what must not be.
-func (k *Keeper) Block(b Block) error {
-	if !b.Prefix.IsValid() || b.Prefix != b.Prefix.Masked() || b.Prefix.Addr().Is4In6() || b.Prefix.Addr().Zone() != "" {
+// Check says what of a block cannot have been said.
+func (b Block) Check() error {
+	if !b.Prefix.IsValid() || b.Prefix != b.Prefix.Masked() || b.Prefix.Addr().Is4In6() {
 		return fmt.Errorf("%s is not a prefix without host bits", b.Prefix)
 	}
 	if len(b.Why) > MaxWhy || strings.ContainsFunc(b.Why, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return fmt.Errorf("the reason is not allowed; want up to %d bytes that can be printed", MaxWhy)
 	}
+	return nil
+}
+
+// Block blocks b.Prefix. Said again, it takes the place of what was said before. It is
+// refused when that would cut off what must not be.
+func (k *Keeper) Block(b Block) error {
+	if err := b.Check(); err != nil {
+		return err
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer k.show()
 	before := k.blocks
 	k.blocks = append(slices.DeleteFunc(slices.Clone(before), func(o Block) bool { return o.Prefix == b.Prefix }), b)
 	if err := k.tryBlocks(); err != nil {
@@ -81,6 +98,7 @@ func (k *Keeper) tryBlocks() error {
 func (k *Keeper) Unblock(p netip.Prefix) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer k.show()
 	i := slices.IndexFunc(k.blocks, func(b Block) bool { return b.Prefix == p })
 	if i < 0 {
 		return ErrNotBlocked
@@ -91,10 +109,10 @@ func (k *Keeper) Unblock(p netip.Prefix) error {
 	return nil
 }
 
-// Blocks returns what operators said, sorted by prefix.
-func (k *Keeper) Blocks() []Block {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+// Blocks returns what operators said, sorted by prefix. Nobody may change it.
+func (k *Keeper) Blocks() []Block { return k.shown.Load().blocks }
+
+func (k *Keeper) sorted() []Block {
 	out := slices.Clone(k.blocks)
 	slices.SortFunc(out, func(a, b Block) int {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))

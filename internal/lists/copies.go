@@ -26,7 +26,7 @@ const indexVersion = 1
 // copyFiles keeps what was read of the files of a good list, for a start at which they are
 // bad. A failure is told, and no more: the list is in use.
 func (s *source) copyFiles(o Options) {
-	if o.Dir == "" || len(s.decl.Files) == 0 {
+	if o.Dir == "" || o.ReadOnly || len(s.decl.Files) == 0 {
 		return
 	}
 	if err := s.writeCopies(o.Dir); err != nil {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weir/internal/blocklist"
@@ -32,13 +33,16 @@ type Options struct {
 	// Protected returns what of the machine itself no list may cut off: its addresses and
 	// gateways. It may be nil.
 	Protected func() ([]blocklist.Protected, error)
+	ReadOnly  bool             // nothing is written to Dir
 	Now       func() time.Time // nil: time.Now
 	Log       *slog.Logger     // nil: nothing is told
 }
 
-// Keeper holds the lists. Its methods may be called from several goroutines.
+// Keeper holds the lists. Its methods may be called from several goroutines. Those that only
+// look (Compiled, Status, Lookup, Blocks) do not wait for those that read files.
 type Keeper struct {
-	o Options
+	o     Options
+	shown atomic.Pointer[view]
 
 	mu       sync.Mutex
 	cfg      *model.Config // of the last Take
@@ -48,8 +52,23 @@ type Keeper struct {
 	compiled *blocklist.Compiled
 	used     []blocklist.Use // what compiled was made of
 	allowed  []netip.Prefix
-	guard    string // why what all lists together come to is not in use; "": it is
+	guard    string                // why what all lists together come to is not in use; "": it is
+	own      []blocklist.Protected // what Options.Protected said last
+	ownAt    time.Time
 }
+
+// view is what those see who only look.
+type view struct {
+	compiled *blocklist.Compiled
+	status   []Status
+	blocks   []Block
+}
+
+// show lets others see what there is now.
+func (k *Keeper) show() { k.shown.Store(&view{k.compiled, k.status(), k.sorted()}) }
+
+// lookEvery is how often the machine's own addresses are looked at again.
+const lookEvery = 5 * time.Second
 
 // New returns a keeper without lists. blocks is what operators said before.
 func New(o Options, blocks []Block) *Keeper {
@@ -59,7 +78,9 @@ func New(o Options, blocks []Block) *Keeper {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Keeper{o: o, blocks: slices.Clone(blocks), compiled: &blocklist.Compiled{}}
+	k := &Keeper{o: o, blocks: slices.Clone(blocks), compiled: &blocklist.Compiled{}}
+	k.show()
+	return k
 }
 
 // Take makes the lists those of cfg and reads what is new. Lists that are bad do not make
@@ -67,6 +88,7 @@ func New(o Options, blocks []Block) *Keeper {
 func (k *Keeper) Take(cfg *model.Config) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer k.show()
 	old := k.lists
 	k.cfg, k.lists = cfg, nil
 	for _, decl := range cfg.Blocklists {
@@ -87,11 +109,18 @@ func (k *Keeper) Take(cfg *model.Config) {
 
 // Poll reads what has changed and reports whether Compiled is another one now. It is to be
 // called about once a second: a file that is being written is left alone until it has not
-// changed from one call to the next.
+// changed from one call to the next. Now and then it looks whether the machine has other
+// addresses.
 func (k *Keeper) Poll() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer k.show()
 	changed := k.expire()
+	if age := k.o.Now().Sub(k.ownAt); age < 0 || age >= lookEvery {
+		before := k.own
+		k.protected()
+		changed = changed || !slices.Equal(before, k.own)
+	}
 	for _, s := range k.lists {
 		if s.look(k.o, false) {
 			changed = true
@@ -110,6 +139,7 @@ func (k *Keeper) Poll() bool {
 func (k *Keeper) Accept(name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer k.show()
 	i := slices.IndexFunc(k.lists, func(s *source) bool { return s.decl.Name == name })
 	if i < 0 {
 		return ErrNoList
@@ -128,11 +158,7 @@ func (k *Keeper) Accept(name string) error {
 var ErrNoList = errors.New("no such blocklist")
 
 // Compiled returns what all lists come to.
-func (k *Keeper) Compiled() *blocklist.Compiled {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.compiled
-}
+func (k *Keeper) Compiled() *blocklist.Compiled { return k.shown.Load().compiled }
 
 // compile merges the lists, as far as they are good, and takes the result if it cuts
 // nothing off that must not be.
@@ -229,14 +255,18 @@ func (k *Keeper) protected() []blocklist.Protected {
 	if k.cfg != nil {
 		out = Named(k.cfg)
 	}
-	if k.o.Protected != nil {
-		own, err := k.o.Protected()
-		if err != nil {
-			k.o.Log.Error("the machine's own addresses are not known; blocklists are not checked against them", "error", err)
-		}
-		out = append(out, own...)
+	if k.o.Protected == nil || len(k.lists) == 0 && len(k.blocks) == 0 {
+		return out
 	}
-	return out
+	own, err := k.o.Protected()
+	k.ownAt = k.o.Now()
+	if err == nil || len(k.own) == 0 {
+		k.own = own
+	}
+	if err != nil {
+		k.o.Log.Error("the machine's own addresses are not all known; blocklists are checked against those that are", "error", err)
+	}
+	return append(out, k.own...)
 }
 
 // Named returns what of a configuration no list may cut off.

@@ -2,6 +2,7 @@ package lists
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"weir/internal/blocklist"
@@ -23,9 +24,9 @@ type Status struct {
 
 // Status returns what is known of all lists, those of the configuration in its order, then
 // that of the operators, if there is one.
-func (k *Keeper) Status() []Status {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+func (k *Keeper) Status() []Status { return slices.Clone(k.shown.Load().status) }
+
+func (k *Keeper) status() []Status {
 	out := []Status{}
 	for _, s := range k.lists {
 		st := Status{Name: s.decl.Name, Action: s.decl.Action.String(), Files: []blocklist.File{}, Problem: s.problem}
@@ -42,7 +43,7 @@ func (k *Keeper) Status() []Status {
 		out = append(out, st)
 	}
 	if k.operator != nil {
-		st := Status{Name: Operator, Action: blocklist.Drop.String()}
+		st := Status{Name: Operator, Action: blocklist.Drop.String(), Problem: k.guard}
 		st.fill(k.operator)
 		st.Files = []blocklist.File{}
 		out = append(out, st)
@@ -66,12 +67,11 @@ type Answer struct {
 
 // Lookup returns what the lists say of an address.
 func (k *Keeper) Lookup(a netip.Addr) Answer {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	out := Answer{Answer: k.compiled.Lookup(a)}
-	for i, b := range k.blocks {
+	v := k.shown.Load()
+	out := Answer{Answer: v.compiled.Lookup(a)}
+	for i, b := range v.blocks {
 		if b.Prefix.Contains(a) && (out.Block == nil || b.Prefix.Bits() > out.Block.Prefix.Bits()) {
-			out.Block = &k.blocks[i]
+			out.Block = &v.blocks[i]
 		}
 	}
 	return out

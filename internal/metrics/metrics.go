@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"weir/internal/engine"
+	"weir/internal/lists"
+	"weir/internal/ruleset"
 )
 
 // Source is a running weir. Its methods may be called from several goroutines.
@@ -20,6 +22,8 @@ type Source interface {
 	Status(ctx context.Context, view engine.View, service string) (engine.Status, error)
 	// Counts returns how many events of each kind there were since the start.
 	Counts() map[string]uint64
+	// Sums returns what entries of each blocklist have counted since the first look at them.
+	Sums() map[string]ruleset.Count
 }
 
 // timeout bounds one look.
@@ -76,10 +80,20 @@ var (
 	checkAt       = gauge("weir_backend_check_timestamp_seconds", "When the last check of the backend ended, in seconds since 1970.", "service", "backend")
 )
 
+// The metrics of blocklists.
+var (
+	listEntries = gauge("weir_blocklist_entries", "Entries of the blocklist that are in use.", "list")
+	listOK      = gauge("weir_blocklist_ok", "Whether what was read of the blocklist last is in use.", "list")
+	listRead    = gauge("weir_blocklist_read_timestamp_seconds", "When what is in use of the blocklist was read, in seconds since 1970.", "list")
+	blockedPkts = counter("weir_blocked_packets_total", "Packets that met an entry of the blocklist since weir started, as seen at the last look at the counters.", "list")
+	blockedSize = counter("weir_blocked_bytes_total", "Bytes of layer 3 that met an entry of the blocklist since weir started, as seen at the last look at the counters.", "list")
+)
+
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
-		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt} {
+		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt,
+		listEntries, listOK, listRead, blockedPkts, blockedSize} {
 		ch <- m.desc
 	}
 }
@@ -113,6 +127,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	w.yes(applied, view.Applied)
+	sums := c.weir.Sums()
+	for _, l := range view.Lists {
+		w.list(l, sums[l.Name])
+	}
 	st, err := c.weir.Status(ctx, view, "")
 	w.yes(up, err == nil)
 	if err != nil {
@@ -138,6 +156,16 @@ func (w writer) listener(s *engine.ServiceStatus, l *engine.ListenerStatus) {
 	w.put(listenerPkts, float64(l.PacketsOut), s.Name, l.Listen, "out")
 	w.put(listenerBytes, float64(l.BytesIn), s.Name, l.Listen, "in")
 	w.put(listenerBytes, float64(l.BytesOut), s.Name, l.Listen, "out")
+}
+
+func (w writer) list(l lists.Status, n ruleset.Count) {
+	w.put(listEntries, float64(l.Entries), l.Name)
+	w.yes(listOK, l.Problem == "", l.Name)
+	if !l.ReadAt.IsZero() {
+		w.put(listRead, float64(l.ReadAt.UnixMilli())/1000, l.Name)
+	}
+	w.put(blockedPkts, float64(n.Packets), l.Name)
+	w.put(blockedSize, float64(n.Bytes), l.Name)
 }
 
 func (w writer) backend(service string, b *engine.BackendStatus) {

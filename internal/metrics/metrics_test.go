@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"weir/internal/engine"
+	"weir/internal/lists"
+	"weir/internal/ruleset"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -22,7 +24,16 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // fake is a weir with three backends and two listeners of the box itself.
 type fake struct{ view, status error }
 
-func (f fake) View(context.Context) (engine.View, error) { return engine.View{Applied: true}, f.view }
+func (f fake) View(context.Context) (engine.View, error) {
+	return engine.View{Applied: true, Lists: []lists.Status{
+		{Name: "crawlers", InUse: true, Entries: 650, ReadAt: time.Date(2026, 1, 2, 3, 4, 5, 250e6, time.UTC)},
+		{Name: "feed", Problem: "no such file"},
+	}}, f.view
+}
+
+func (f fake) Sums() map[string]ruleset.Count {
+	return map[string]ruleset.Count{"crawlers": {Packets: 3, Bytes: 180}, "gone": {Packets: 1}}
+}
 
 func (f fake) Status(context.Context, engine.View, string) (engine.Status, error) {
 	three, at := 3, time.Date(2026, 1, 2, 3, 4, 5, 500e6, time.UTC)

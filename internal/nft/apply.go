@@ -44,6 +44,9 @@ func (c *Conn) commit(b *Batch, gen uint32) (uint32, error) {
 		return 0, unix.EBADF
 	}
 	c.drain()
+	if b.elements() > quietElems {
+		defer c.monitor.pause()()
+	}
 	if err := c.sendBatch(b); err != nil && err != unix.ENOBUFS {
 		return 0, err
 	}

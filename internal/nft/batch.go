@@ -62,6 +62,32 @@ type message struct {
 	rule  int // opAddRule: index in chain.Rules
 	set   *ruleset.Set
 	elems []ruleset.Element
+	pack  *ruleset.Packed // elements, too
+}
+
+// count returns the number of elements that the message is about.
+func (m *message) count() int {
+	if m.pack != nil {
+		return m.pack.Len()
+	}
+	return len(m.elems)
+}
+
+// elem returns the i-th of them.
+func (m *message) elem(i int) ruleset.Element {
+	if m.pack != nil {
+		return m.pack.Elem(i)
+	}
+	return m.elems[i]
+}
+
+// only makes the message one about the i-th element alone.
+func (m *message) only(i int) {
+	if m.pack != nil {
+		m.pack = m.pack.Slice(i, i+1)
+	} else {
+		m.elems = m.elems[i : i+1]
+	}
 }
 
 // Batch is one transaction, ready to be sent. The sequence number of its messages is
@@ -76,6 +102,15 @@ func (b *Batch) Bytes() []byte { return b.w.b }
 
 // Len returns the number of messages, the two that frame the batch included.
 func (b *Batch) Len() int { return len(b.msgs) }
+
+// elements returns how many elements come or go.
+func (b *Batch) elements() int {
+	n := 0
+	for i := range b.msgs {
+		n += b.msgs[i].count()
+	}
+	return n
+}
 
 // String returns a line a message, numbered by sequence.
 func (b *Batch) String() string {
@@ -101,7 +136,7 @@ func (m *message) line() string {
 func (m *message) object() string {
 	in := fmt.Sprintf("table %s %s", m.table.Family, m.table.Name)
 	switch {
-	case m.elems != nil:
+	case m.count() > 0:
 		return m.elemsText() + " of " + setText(m.set) + " in " + in
 	case m.set != nil:
 		return setText(m.set) + " in " + in
@@ -121,13 +156,13 @@ func setText(s *ruleset.Set) string {
 }
 
 func (m *message) elemsText() string {
-	first := m.set.Key.Text(m.elems[0].Key, m.elems[0].KeyEnd)
-	if len(m.elems) == 1 {
+	n := m.count()
+	e, last := m.elem(0), m.elem(n-1)
+	first := m.set.Key.Text(e.Key, e.KeyEnd)
+	if n == 1 {
 		return "element " + first
 	}
-	last := &m.elems[len(m.elems)-1]
-	return fmt.Sprintf("one of the %d elements %s to %s",
-		len(m.elems), first, m.set.Key.Text(last.Key, last.KeyEnd))
+	return fmt.Sprintf("one of the %d elements %s to %s", n, first, m.set.Key.Text(last.Key, last.KeyEnd))
 }
 
 // objectAt names what lies at an offset of the message: the very element, or the rule's
@@ -143,14 +178,14 @@ func (b *Batch) objectAt(i int, off uint32) string {
 	}
 	msg := b.w.b[m.at:end]
 	switch {
-	case m.elems != nil:
+	case m.count() > 0:
 		if k := listIndex(msg, unix.NFTA_SET_ELEM_LIST_ELEMENTS, int(off)); k >= 0 {
 			one := *m
 			if ranges(m.set) {
 				k = rangeIndex(m.set, m.elems, k)
 			}
-			if k < len(m.elems) {
-				one.elems = m.elems[k : k+1]
+			if k < m.count() {
+				one.only(k)
 			}
 			return one.object()
 		}

@@ -121,6 +121,17 @@ var errInterrupted = errors.New("nft: the ruleset changed while it was read")
 // request sends one request, a dump if flags say so, and calls each for every message of
 // the answer with its attributes. The strings are copies and may be kept.
 func (c *Conn) request(typ, flags uint16, build func(w *buf), each func(h header, body string) error) error {
+	return c.ask(typ, flags, build, each, func(b []byte) string { return string(b) })
+}
+
+// scan is request for answers of many megabytes: the strings are only good until each
+// returns.
+func (c *Conn) scan(typ, flags uint16, build func(w *buf), each func(h header, body string) error) error {
+	return c.ask(typ, flags, build, each, view)
+}
+
+func (c *Conn) ask(typ, flags uint16, build func(w *buf), each func(h header, body string) error,
+	text func([]byte) string) error {
 	if c.fd < 0 {
 		return unix.EBADF
 	}
@@ -138,7 +149,7 @@ func (c *Conn) request(typ, flags uint16, build func(w *buf), each func(h header
 	if err := c.send(w.b); err != nil {
 		return fmt.Errorf("nft: send request: %w", err)
 	}
-	return c.receive(c.seq, each)
+	return c.receive(c.seq, each, text)
 }
 
 func (c *Conn) send(b []byte) error {
@@ -149,15 +160,14 @@ func (c *Conn) send(b []byte) error {
 
 // receive reads the answer to a request. The kernel answers within the call that asks,
 // and goes on with a dump within the calls that read it: there is nothing to wait for.
-func (c *Conn) receive(seq uint32, each func(header, string) error) error {
+func (c *Conn) receive(seq uint32, each func(header, string) error, text func([]byte) string) error {
 	interrupted := false
 	for {
 		n, err := c.recv()
 		if err != nil {
 			return fmt.Errorf("nft: receive: %w", err)
 		}
-		data := string(c.in[:n])
-		for h, body := range messages(data) {
+		for h, body := range messages(text(c.in[:n])) {
 			if h.seq != seq {
 				continue
 			}

@@ -49,7 +49,11 @@ func (b *Batch) grow(d *ruleset.Delta) {
 		}
 		for _, list := range [][]*ruleset.ElemChange{td.DelElems, td.AddElems} {
 			for _, c := range list {
-				other += 1 + len(c.Elems)/maxElems
+				other += 1 + c.Len()/maxElems
+				if c.Packed != nil {
+					bytes += otherBytes + c.Len()*packedBytes(c)
+					continue
+				}
 				bytes += otherBytes + len(c.Elems)*(elemBytes+3*c.Set.Key.Len()+c.Set.Data.Len())
 			}
 		}
@@ -177,6 +181,10 @@ func (e *encoder) set(t *ruleset.Table, s *ruleset.Set) {
 
 func (e *encoder) elems(o op, t *ruleset.Table, c *ruleset.ElemChange) {
 	s := c.Set
+	if c.Packed != nil {
+		e.packed(o, t, c)
+		return
+	}
 	if err := checkSet(s); err != nil {
 		e.fail(message{table: t, set: s}, err)
 		return

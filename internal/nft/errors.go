@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"weir/internal/ruleset"
 )
 
 var (
@@ -53,3 +55,12 @@ func (e *Error) Error() string {
 
 // Unwrap returns the errno.
 func (e *Error) Unwrap() error { return e.Errno }
+
+var (
+	errUnpackable = errors.New("packed elements in a set of ranges or data, or without verdicts in a map")
+	errCounts     = errors.New("counters for elements that have none, or not as many as elements")
+)
+
+func errKeyLen(n int, s *ruleset.Set) error {
+	return fmt.Errorf("a key of %d bytes where it has %d", n, s.Key.Len())
+}

@@ -32,6 +32,16 @@ func pack(fields ...any) string {
 
 func part(e ...rs.Element) []*rs.Part { return []*rs.Part{{Elems: e}} }
 
+// packed packs keys, whose verdicts are the jumps in turn.
+func packed(jumps []rs.Jump, keys ...string) []*rs.Packed {
+	slices.Sort(keys)
+	p := rs.NewPacker(len(keys[0]), jumps, nil)
+	for i, k := range keys {
+		p.Add([]byte(k), uint8(i%max(len(jumps), 1)))
+	}
+	return p.Pieces()
+}
+
 func kv(key, data string) rs.Element { return rs.Element{Key: key, Data: data} }
 
 func goTo(key, chain string) rs.Element {
@@ -138,6 +148,11 @@ func (f family) sets() []*rs.Set {
 		{Name: "connections" + f.suffix, Key: backend, Dynamic: true, Counter: true, Size: 65536},
 		{Name: "replies" + f.suffix, Key: backend, Dynamic: true, Counter: true, Timeout: true, Size: 1000},
 		{Name: "resets" + f.suffix, Key: rs.Types{f.addr, rs.Port, f.addr, rs.Port}, Dynamic: true, Timeout: true, Size: 1000},
+		{Name: "entries" + f.suffix, Key: rs.Types{f.addr}, Verdict: true, Counter: true, Size: 64, Packed: packed(
+			[]rs.Jump{{Plain: rs.PlainDrop}, {Plain: rs.PlainAccept}, {Plain: rs.PlainContinue}, {Plain: rs.PlainReturn},
+				{Chain: "refuse", Goto: true}, {Chain: "refuse"}},
+			pack(f.oneBefore), pack(f.nothingLike), pack(f.server1), pack(f.server2), pack(f.vip))},
+		{Name: "plain" + f.suffix, Key: rs.Types{f.addr}, Size: 16, Packed: packed(nil, pack(f.vip), pack(f.server1))},
 	}
 }
 
@@ -185,6 +200,9 @@ func (f family) chains() []*rs.Chain {
 			rule("exact", rs.IsFamily(f.Family), rs.VMap{Key: rs.Key{f.daddr, rs.L4Proto, rs.DPort}, Map: "services" + f.suffix}),
 			rule("range", rs.IsFamily(f.Family), rs.VMap{Key: rs.Key{f.daddr, rs.L4Proto, rs.DPort}, Map: "ranges" + f.suffix}),
 			rule("", rs.IsFamily(f.Family), rs.InSet{Key: rs.Key{f.saddr}, Set: "blocked" + f.suffix}, rs.Verdict{Kind: rs.DropPacket}),
+			rule("", rs.IsFamily(f.Family), rs.VMap{Key: rs.Source(f.Family, 21), Map: "entries" + f.suffix}),
+			rule("", rs.IsFamily(f.Family), rs.VMap{Key: rs.Source(f.Family, 0), Map: "entries" + f.suffix}),
+			rule("", rs.IsFamily(f.Family), rs.InSet{Key: rs.Source(f.Family, 8*f.addr.Size()), Set: "plain" + f.suffix}, rs.Verdict{Kind: rs.DropPacket}),
 		}},
 	}
 }
@@ -205,6 +223,7 @@ func bases() []*rs.Chain {
 		{Name: "refuse", Rules: []rs.Rule{
 			rule("", rs.IsProto(model.TCP), rs.RejectWith{TCPReset: true}),
 			rule("", rs.RejectWith{}),
+			rule("", rs.RejectWith{Prohibited: true}),
 		}},
 		{Name: "nothing"},
 		{Name: "early", Base: &rs.Base{Type: "filter", Hook: rs.Output, Priority: -300}, Rules: []rs.Rule{

@@ -121,7 +121,7 @@ func TestCountersStay(t *testing.T) {
 		got[m.ElementText(&e.Element)] = e.Counter
 		return true
 	})
-	want := map[string]Counter{"1 : 10.0.0.1": {7, 70}, "2 : 10.0.0.3": {}}
+	want := map[string]Counter{"1 : 10.0.0.1": {Packets: 7, Bytes: 70}, "2 : 10.0.0.3": {}}
 	if err != nil || !maps.Equal(got, want) {
 		t.Errorf("%v, %v; want %v", got, err, want)
 	}
@@ -140,7 +140,7 @@ func TestDynamicElements(t *testing.T) {
 			out = append(out, s.ElementText(&e.Element))
 			switch {
 			case e.Key != pack(uint32(1), "192.0.2.1"):
-			case e.Counter != Counter{5, 500}, e.Timeout != time.Hour, e.Expires > 30*time.Minute || e.Expires < 29*time.Minute:
+			case e.Counter != Counter{Packets: 5, Bytes: 500}, e.Timeout != time.Hour, e.Expires > 30*time.Minute || e.Expires < 29*time.Minute:
 				t.Errorf("%+v", e)
 			}
 			return true

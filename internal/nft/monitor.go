@@ -55,7 +55,9 @@ func (m *monitor) close() {
 	}
 }
 
-// Monitor returns the commits that follow in the namespace of the connection. The
+// Monitor returns the commits that follow in the namespace of the connection, but for the
+// connection's own of more than 16,384 elements and what others do while such a one lasts:
+// who must know of those, too, looks at the generation now and then. The
 // channel is closed when ctx is done or the connection closed; after that, or while it is
 // in use, the connection gives no other. Who does not read the channel loses events, and
 // the next says so.
@@ -87,6 +89,28 @@ func (c *Conn) Monitor(ctx context.Context) (<-chan Event, error) {
 // join makes the kernel send events to the socket.
 func (m *monitor) join() error {
 	return m.setsockopt(unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES)
+}
+
+// quietElems is how many elements a transaction may have for the monitor to hear of it. As
+// long as anybody listens, the kernel makes a message of some kilobytes for each element
+// and holds all of them until the commit is done: seven gigabytes for a million.
+const quietElems = 1 << 14
+
+// pause makes the kernel send no events until the function that it returns is called. What
+// is committed meanwhile is only seen by its generation.
+func (m *monitor) pause() (resume func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.file == nil || !m.used || m.setsockopt(unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, unix.NFNLGRP_NFTABLES) != nil {
+		return func() {}
+	}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.file != nil {
+			_ = m.join() // it was joined before
+		}
+	}
 }
 
 func (m *monitor) setsockopt(level, option, value int) error {

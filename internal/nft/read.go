@@ -34,6 +34,13 @@ const readTries = 10
 // which rules it is to stand for: a rule whose fingerprint is one of the same chain in
 // expect, but which does something else, comes back without. Where expect is nil, or has
 // no such rule, the comment is believed.
+//
+// Where a table of expect has a Marker, and the kernel's chain of that name has the same
+// rules, the elements of sets that expect has packed are believed to be as in expect (if
+// their number is, where the kernel tells it: from 6.17 on), and not read: a million take
+// many seconds. Whoever knows that somebody else changed the table leaves the marker out.
+// Where the marker says that they are others, and there are more than 131,072 of them, the
+// table comes back Unread. A table that expect has not is not read at all, but for its name.
 func (c *Conn) Read(ctx context.Context, tables []TableRef, expect *ruleset.Ruleset) (*ruleset.Ruleset, uint32, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -71,7 +78,7 @@ func (c *Conn) readAll(refs []TableRef, expect *ruleset.Ruleset) (*ruleset.Rules
 		if expect != nil {
 			want = expect.Table(ref.Family, ref.Name)
 		}
-		t, err := c.readTable(ref, want)
+		t, err := c.readTable(ref, want, expect == nil || want != nil)
 		if err != nil {
 			return nil, err
 		}
@@ -90,8 +97,9 @@ func readErr(err error, format string, args ...any) error {
 	return err
 }
 
-// readTable returns nil where there is no such table.
-func (c *Conn) readTable(ref TableRef, want *ruleset.Table) (*ruleset.Table, error) {
+// readTable returns nil where there is no such table. Unless the whole is asked for, it
+// says no more than that there is one: it goes as a whole.
+func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*ruleset.Table, error) {
 	t := &ruleset.Table{Family: ref.Family, Name: ref.Name}
 	err := c.request(msgType(unix.NFT_MSG_GETTABLE), 0,
 		func(w *buf) { w.str(unix.NFTA_TABLE_NAME, ref.Name) },
@@ -105,30 +113,36 @@ func (c *Conn) readTable(ref TableRef, want *ruleset.Table) (*ruleset.Table, err
 	if err != nil {
 		return nil, readErr(err, "%s", ref)
 	}
-	if err := c.readSets(ref, t); err != nil {
+	if !whole {
+		return t, nil
+	}
+	if err := c.readChains(ref, t, want); err != nil {
 		return nil, err
 	}
-	return t, c.readChains(ref, t, want)
+	return t, c.readSets(ref, t, want)
 }
 
-func (c *Conn) readSets(ref TableRef, t *ruleset.Table) error {
-	var counts []int
-	err := c.request(msgType(unix.NFT_MSG_GETSET), unix.NLM_F_DUMP,
-		func(w *buf) { w.str(unix.NFTA_SET_TABLE, ref.Name) },
-		func(_ header, body string) error {
-			if attr(body, unix.NFTA_SET_TABLE) != ref.Name+"\x00" {
-				return nil
-			}
-			if s, count := parseSet(body); s != nil {
-				t.Sets, counts = append(t.Sets, s), append(counts, count)
-			}
-			return nil
-		})
+func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) error {
+	sets, counts, err := c.declared(ref)
 	if err != nil {
 		return readErr(err, "the sets of %s", ref)
 	}
+	t.Sets = sets
+	marked := marked(t, want)
+	if !marked && want != nil && want.Marker != "" && elements(want, counts) > maxDump {
+		t.Unread = true
+		return nil
+	}
 	for i, s := range t.Sets {
 		if s.Dynamic || len(s.Key) == 0 {
+			continue
+		}
+		if w := wantedPacked(want, s); w != nil {
+			if marked && (counts[i] < 0 || counts[i] == w.Len()) {
+				s.Packed = w.Packed
+			} else if err := c.readPacked(ref, s, counts[i]); err != nil {
+				return readErr(err, "the elements of %s in %s", setText(s), ref)
+			}
 			continue
 		}
 		if err := c.readElems(ref, s, counts[i]); err != nil {
@@ -312,7 +326,7 @@ func ruleComment(body string) string {
 }
 
 // Counter is what the counter of an element counted.
-type Counter struct{ Packets, Bytes uint64 }
+type Counter = ruleset.Count
 
 // Elem is an element of a set as the kernel has it.
 type Elem struct {
@@ -328,7 +342,18 @@ type Elem struct {
 // dumpElems calls each for every element of a set, in the kernel's order, and returns in
 // how many messages they came.
 func (c *Conn) dumpElems(ref TableRef, s *ruleset.Set, each func(*Elem)) (msgs int, err error) {
-	err = c.request(msgType(unix.NFT_MSG_GETSETELEM), unix.NLM_F_DUMP,
+	return c.dumpBy(c.request, ref, s, each)
+}
+
+// scanElems is dumpElems for very many: the strings of an element are only good until each
+// returns.
+func (c *Conn) scanElems(ref TableRef, s *ruleset.Set, each func(*Elem)) (msgs int, err error) {
+	return c.dumpBy(c.scan, ref, s, each)
+}
+
+func (c *Conn) dumpBy(ask func(typ, flags uint16, build func(*buf), each func(header, string) error) error,
+	ref TableRef, s *ruleset.Set, each func(*Elem)) (msgs int, err error) {
+	err = ask(msgType(unix.NFT_MSG_GETSETELEM), unix.NLM_F_DUMP,
 		func(w *buf) {
 			w.str(unix.NFTA_SET_ELEM_LIST_TABLE, ref.Name)
 			w.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
@@ -397,14 +422,7 @@ func parseData(s *ruleset.Set, v string, e *Elem) {
 		e.Data = dataValue(v, s.Data.Len())
 		return
 	}
-	verdict := attr(v, unix.NFTA_DATA_VERDICT)
-	switch int32(be32(attr(verdict, unix.NFTA_VERDICT_CODE))) {
-	case verdictGoto:
-		e.Jump.Goto = true
-		fallthrough
-	case verdictJump:
-		e.Jump.Chain = cstr(attr(verdict, unix.NFTA_VERDICT_CHAIN))
-	}
+	e.Jump = jumpOf(attr(v, unix.NFTA_DATA_VERDICT))
 }
 
 func counterOf(expr string) Counter {

@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -151,7 +152,7 @@ func (r *ruleEnc) and(word int, mask string) {
 	r.w.u32(unix.NFTA_BITWISE_DREG, reg(word))
 	r.w.u32(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
 	r.w.value(unix.NFTA_BITWISE_MASK, mask)
-	r.w.value(unix.NFTA_BITWISE_XOR, zeros[:len(mask)])
+	r.w.value(unix.NFTA_BITWISE_XOR, strings.Repeat("\x00", len(mask)))
 	r.close(e)
 }
 
@@ -209,6 +210,16 @@ func (r *ruleEnc) expires(x ruleset.Expires) {
 		op = unix.NFT_CMP_GTE
 	}
 	r.cmp(op, string(binary.BigEndian.AppendUint32(nil, uint32(x.Time.Milliseconds()))))
+}
+
+// masked loads the first bits of a field.
+func (r *ruleEnc) masked(m ruleset.Masked, word int) {
+	r.field(m.Field, word)
+	if m.Bits < 0 || m.Bits > 8*m.Field.Type().Size() {
+		r.fail("%s has no first %d bits", ruleset.Key{m.Field}, m.Bits)
+		return
+	}
+	r.and(word, m.Mask())
 }
 
 // loopbackIndex is the index of lo in every network namespace (drivers/net/loopback.c).
@@ -331,6 +342,9 @@ func (r *ruleEnc) nat(kind uint32, f model.Family, addr, port int, flags uint32)
 
 func (r *ruleEnc) reject(s ruleset.RejectWith) {
 	kind, code := uint32(unix.NFT_REJECT_ICMPX_UNREACH), uint8(unix.NFT_REJECT_ICMPX_PORT_UNREACH)
+	if s.Prohibited {
+		code = unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED
+	}
 	if s.TCPReset {
 		kind, code = unix.NFT_REJECT_TCP_RST, 0
 		if r.l4proto != unix.IPPROTO_TCP {

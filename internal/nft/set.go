@@ -279,11 +279,7 @@ func (w *buf) elem(s *ruleset.Set, e *ruleset.Element, keyLen, dataLen int) {
 	}
 	switch {
 	case s.Verdict:
-		code := int32(verdictJump)
-		if e.Jump.Goto {
-			code = verdictGoto
-		}
-		w.verdict(unix.NFTA_SET_ELEM_DATA, code, e.Jump.Chain)
+		w.jump(e.Jump)
 	case dataLen > 0:
 		w.value(unix.NFTA_SET_ELEM_DATA, e.Data[:dataLen])
 	}

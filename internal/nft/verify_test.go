@@ -52,6 +52,9 @@ var edits = []struct {
 	{"find/4", 0, "vmap @services4", "vmap @ranges4"},
 	{"find/4", 2, "drop", "accept"},
 	{"find/6", 2, "drop", ""},
+	{"find/4", 3, "& 255.255.248.0", "& 255.255.240.0"},
+	{"find/6", 3, "vmap @entries6", "vmap @entries6x"},
+	{"refuse", 2, "admin-prohibited", "port-unreachable"},
 	{"odd", 0, "direction reply", "direction original"},
 	{"odd", 0, "return", "drop"},
 	{"odd", 2, "accept", "continue"},
@@ -96,6 +99,7 @@ func compiled() *rs.Ruleset {
 const extra = `
 table inet weir {
 	map more6 { typeof numgen inc mod 2 : ip6 daddr . th dport; counter; }
+	map entries6x { type ipv6_addr : verdict; counter; }
 	set replies4x { type ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service; size 9; flags dynamic,timeout; counter; }
 }
 `

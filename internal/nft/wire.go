@@ -24,6 +24,8 @@ const (
 	chainFlags   = 10 // NFTA_CHAIN_FLAGS
 	chainBinding = 4  // NFT_CHAIN_BINDING
 
+	verdictContinue = -1 // NFT_CONTINUE
+
 	verdictJump   = -3 // NFT_JUMP
 	verdictGoto   = -4 // NFT_GOTO
 	verdictReturn = -5 // NFT_RETURN

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"weir/internal/blocklist"
 	"weir/internal/model"
 	"weir/internal/ruleset"
 )
@@ -23,6 +24,8 @@ type Explanation struct {
 	Access *Access `json:"access,omitempty"`
 	// Established says that the packet belongs to a connection that the kernel knows.
 	Established bool `json:"established"`
+	// Blocked says that a blocklist drops or refuses it.
+	Blocked bool `json:"blocked"`
 	// Verdict is "accept", "drop", "reject tcp-reset" or "reject icmp".
 	Verdict string `json:"verdict"`
 	// Backend is who gets it, "" if nobody does or a counter of the kernel decides.
@@ -79,6 +82,9 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 		x.Steps = append(x.Steps, Step{string(s.Hook), s.Chain, s.Rule, s.Words, s.Detail, s.Matched})
 	}
 	x.Access = p.access(trace)
+	if e, ok := p.blocked(packet); ok {
+		x.Blocked = trace.Verdict != ruleset.Accepted && e.Action > blocklist.Count
+	}
 	s := p.listener(asked, packet.Proto)
 	if s == nil {
 		return x
@@ -104,6 +110,15 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 		x.Source = packet.Src.Addr().String()
 	}
 	return x
+}
+
+// blocked returns the entry of blocklists that decides about a packet. What the box sends
+// itself meets none.
+func (p *Plan) blocked(packet ruleset.Packet) (blocklist.Entry, bool) {
+	if p.Blocks == nil || p.Blocks.Compiled == nil || packet.Local {
+		return blocklist.Entry{}, false
+	}
+	return p.Blocks.Compiled.Find(packet.Src.Addr())
 }
 
 // listener returns the service that listens on a, or nil.

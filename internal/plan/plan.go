@@ -24,6 +24,7 @@ type Plan struct {
 	Config  *model.Config
 	Ruleset *ruleset.Ruleset
 	Pools   []*Pool // in the order of the services, IPv4 before IPv6
+	Blocks  *Blocks // nil where nothing is blocked; see WithBlocks
 
 	edge   *edgePlan // nil where the configuration says nothing of the edge
 	units  map[*model.Service]*unit

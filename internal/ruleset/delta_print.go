@@ -64,11 +64,28 @@ func (td *TableDelta) print(b *strings.Builder) {
 
 func printElems(b *strings.Builder, verb, table string, changes []*ElemChange) {
 	for _, ch := range changes {
+		if ch.Packed != nil {
+			printPackedChange(b, verb, table, ch)
+			continue
+		}
 		for elems := range slices.Chunk(ch.Elems, elemsPerLine) {
 			fmt.Fprintf(b, "%s element %s %s { ", verb, table, ch.Set.Name)
 			ch.Set.printElems(b, elems, ", ")
 			b.WriteString(" }\n")
 		}
+	}
+}
+
+func printPackedChange(b *strings.Builder, verb, table string, ch *ElemChange) {
+	for lo := 0; lo < ch.Packed.Len(); lo += elemsPerLine {
+		hi := min(lo+elemsPerLine, ch.Packed.Len())
+		var counts []Count
+		if ch.Counts != nil {
+			counts = ch.Counts[lo:hi]
+		}
+		fmt.Fprintf(b, "%s element %s %s { ", verb, table, ch.Set.Name)
+		ch.Set.printPacked(b, ch.Packed.Slice(lo, hi), counts, ", ")
+		b.WriteString(" }\n")
 	}
 }
 
@@ -191,6 +208,51 @@ func (n *tally) elems(td *TableDelta) {
 	n.elemsChanged += both
 	n.elemsAdded += added - both
 	n.elemsDeleted += len(gone) - both
+	n.packed(td, setGone)
+}
+
+// packed counts the elements that are packed. There may be a million: they are in
+// ascending order, and no map is made of them.
+func (n *tally) packed(td *TableDelta, setGone map[string]bool) {
+	gone, come := map[string][]*Packed{}, map[string][]*Packed{}
+	for _, side := range []struct {
+		list []*ElemChange
+		to   map[string][]*Packed
+	}{{td.DelElems, gone}, {td.AddElems, come}} {
+		for _, ch := range side.list {
+			if ch.Packed != nil && !setGone[ch.Set.Name] {
+				side.to[ch.Set.Name] = append(side.to[ch.Set.Name], ch.Packed)
+			}
+		}
+	}
+	for name, pieces := range gone {
+		both := common(pieces, come[name])
+		n.elemsChanged += both
+		n.elemsDeleted += packedLen(pieces) - both
+		n.elemsAdded -= both
+	}
+	for _, pieces := range come {
+		n.elemsAdded += packedLen(pieces)
+	}
+}
+
+// common returns how many keys are in both.
+func common(a, b []*Packed) int {
+	n := 0
+	x, y := cursor{pieces: a}, cursor{pieces: b}
+	for x.more() && y.more() {
+		c := strings.Compare(x.key(), y.key())
+		if c == 0 {
+			n++
+		}
+		if c <= 0 {
+			x.next()
+		}
+		if c >= 0 {
+			y.next()
+		}
+	}
+	return n
 }
 
 func (n *tally) chains(td *TableDelta) {

@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"fmt"
 	"hash/fnv"
 	"io"
 	"slices"
@@ -33,10 +34,32 @@ type TableDelta struct {
 	Wake bool // the table is switched off and has to be switched on
 }
 
-// ElemChange is elements of one set.
+// ElemChange is elements of one set: Elems, or else Packed.
 type ElemChange struct {
-	Set   *Set
-	Elems []Element
+	Set    *Set
+	Elems  []Element
+	Packed *Packed
+	// Counts is what the counter of each packed element that comes starts at; nil: at 0.
+	Counts []Count
+}
+
+// Len returns the number of elements.
+func (c *ElemChange) Len() int {
+	if c.Packed != nil {
+		return c.Packed.Len()
+	}
+	return len(c.Elems)
+}
+
+// Count is what the counter of an element has counted.
+type Count struct{ Packets, Bytes uint64 }
+
+// String returns the counter as nft writes it behind a key; "" for one that is zero.
+func (c Count) String() string {
+	if c == (Count{}) {
+		return ""
+	}
+	return fmt.Sprintf(" counter packets %d bytes %d", c.Packets, c.Bytes)
 }
 
 // Empty reports whether there is nothing to do.
@@ -88,7 +111,7 @@ func Diff(have, want *Ruleset) *Delta {
 			old = &Table{Family: t.Family, Name: t.Name}
 		}
 		td.diff(old, t)
-		if td.Wake && td.losesBase() {
+		if old.Unread || td.Wake && td.losesBase() {
 			d.Tables = append(d.Tables, &TableDelta{Table: old, Delete: true})
 			td = &TableDelta{Table: t, Create: true}
 			td.diff(&Table{Family: t.Family, Name: t.Name}, t)
@@ -98,6 +121,13 @@ func Diff(have, want *Ruleset) *Delta {
 		}
 	}
 	return d
+}
+
+// Replaces reports whether the table goes and comes again.
+func (d *Delta) Replaces(t *Table) bool {
+	return slices.ContainsFunc(d.Tables, func(td *TableDelta) bool {
+		return td.Delete && td.Table.Family == t.Family && td.Table.Name == t.Name
+	})
 }
 
 // losesBase reports whether a base chain goes. The kernel does not take that in one
@@ -152,8 +182,8 @@ func (td *TableDelta) diff(old, want *Table) {
 	}
 }
 
-// sets fills in the sets and elements. It reports whether a set is replaced by one of
-// another kind: then the rules that bind it must be loaded again, and since rules that
+// sets fills in the sets and elements. It reports whether a set is replaced, by one of
+// another kind or because it has no room for what comes beside what goes: then the rules that bind it must be loaded again, and since rules that
 // were read back do not say what they bind, all of them are.
 func (td *TableDelta) sets(old, want *Table) (respec bool) {
 	oldSets := make(map[string]*Set, len(old.Sets))
@@ -168,12 +198,27 @@ func (td *TableDelta) sets(old, want *Table) (respec bool) {
 		}
 		if o != nil && !o.SameSpec(s) {
 			td.DelSets = append(td.DelSets, o)
-			td.delElems(o, allElems(o)) // a verdict's chain must be free to go
+			td.freeChains(o)
 			respec, o = true, nil
 		}
 		if o == nil {
 			td.AddSets = append(td.AddSets, s)
-			td.addElems(s, allElems(s))
+			td.addElems(s, partElems(s))
+			td.AddElems = appendPacked(td.AddElems, s, s.Packed)
+			continue
+		}
+		if len(o.Parts) == 0 && len(s.Parts) == 0 {
+			del, add := diffPacked(o, s)
+			if s.Size > 0 && o.Len()+packedLen(add) > s.Size {
+				// The kernel counts what goes until it is gone.
+				td.DelSets, td.AddSets = append(td.DelSets, o), append(td.AddSets, s)
+				td.freeChains(o)
+				td.AddElems = appendPacked(td.AddElems, s, s.Packed)
+				respec = true
+				continue
+			}
+			td.DelElems = appendPacked(td.DelElems, s, del)
+			td.AddElems = appendPacked(td.AddElems, s, add)
 			continue
 		}
 		del, add := diffElems(o, s)
@@ -183,7 +228,7 @@ func (td *TableDelta) sets(old, want *Table) (respec bool) {
 	for _, s := range old.Sets {
 		if oldSets[s.Name] != nil {
 			if s.Verdict {
-				td.delElems(s, allElems(s))
+				td.freeChains(s)
 			}
 			td.DelSets = append(td.DelSets, s)
 		}
@@ -191,15 +236,33 @@ func (td *TableDelta) sets(old, want *Table) (respec bool) {
 	return respec
 }
 
+// freeChains deletes the elements of a set that goes, because a chain that they lead to
+// may go too, and can't while they are there.
+func (td *TableDelta) freeChains(s *Set) {
+	td.delElems(s, partElems(s))
+	for _, p := range s.Packed {
+		if slices.ContainsFunc(p.Jumps, func(j Jump) bool { return j.Chain != "" }) {
+			td.DelElems = appendPacked(td.DelElems, s, []*Packed{p})
+		}
+	}
+}
+
+func appendPacked(list []*ElemChange, s *Set, pieces []*Packed) []*ElemChange {
+	for _, p := range pieces {
+		list = append(list, &ElemChange{Set: s, Packed: p})
+	}
+	return list
+}
+
 func (td *TableDelta) delElems(s *Set, elems []Element) {
 	if len(elems) > 0 {
-		td.DelElems = append(td.DelElems, &ElemChange{s, elems})
+		td.DelElems = append(td.DelElems, &ElemChange{Set: s, Elems: elems})
 	}
 }
 
 func (td *TableDelta) addElems(s *Set, elems []Element) {
 	if len(elems) > 0 {
-		td.AddElems = append(td.AddElems, &ElemChange{s, elems})
+		td.AddElems = append(td.AddElems, &ElemChange{Set: s, Elems: elems})
 	}
 }
 
@@ -214,13 +277,17 @@ type elemKey struct{ key, end string }
 
 func (e *Element) id() elemKey { return elemKey{e.Key, e.KeyEnd} }
 
-// allElems returns the elements of all parts without repetition.
-func allElems(s *Set) []Element {
+// partElems returns the elements of all parts without repetition.
+func partElems(s *Set) []Element {
 	if len(s.Parts) == 1 {
 		return s.Parts[0].Elems
 	}
-	out := make([]Element, 0, s.Len())
-	seen := make(map[elemKey]struct{}, s.Len())
+	n := 0
+	for _, p := range s.Parts {
+		n += len(p.Elems)
+	}
+	out := make([]Element, 0, n)
+	seen := make(map[elemKey]struct{}, n)
 	for _, p := range s.Parts {
 		for _, e := range p.Elems {
 			if _, dup := seen[e.id()]; !dup {
@@ -243,9 +310,28 @@ func trim[T comparable](a, b []T) ([]T, []T) {
 	return a, b
 }
 
+// unpacked returns a set that holds its elements in parts, for a comparison with one that
+// was read that way.
+func unpacked(s *Set) *Set {
+	if len(s.Packed) == 0 {
+		return s
+	}
+	out := *s
+	out.Packed = nil
+	for _, p := range s.Packed {
+		part := &Part{Elems: make([]Element, p.Len())}
+		for i := range part.Elems {
+			part.Elems[i] = p.Elem(i)
+		}
+		out.Parts = append(out.Parts[:len(out.Parts):len(out.Parts)], part)
+	}
+	return &out
+}
+
 // diffElems compares the elements of two sets of one kind. Parts that both hold are not
 // looked at, unless an element that seems to go has to be sought in them.
 func diffElems(old, want *Set) (del, add []Element) {
+	old, want = unpacked(old), unpacked(want)
 	was0, now := trim(old.Parts, want.Parts)
 	kept := make(map[*Part]bool, len(was0))
 	for _, p := range was0 {

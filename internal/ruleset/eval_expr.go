@@ -55,6 +55,16 @@ func (x *ruleRun) value(e Expr) (string, bool) {
 			key[i] = f
 		}
 		return x.key(key)
+	case Masked:
+		v, ok := x.field(e.Field)
+		if !ok {
+			return "", false
+		}
+		b, mask := []byte(v), e.Mask()
+		for i := range mask {
+			b[i] &= mask[i]
+		}
+		return string(b), true
 	case FixedPort:
 		return string(AppendPort(nil, uint16(e))), true
 	}
@@ -97,6 +107,8 @@ func (x *ruleRun) size(e Expr) int {
 	switch e := e.(type) {
 	case Field:
 		return e.Type().Size()
+	case Masked:
+		return e.Field.Type().Size()
 	case MapGet:
 		if s := x.table.sets[e.Map]; len(s.set.Data) == 1 {
 			return s.set.Data[0].Size()

@@ -112,6 +112,11 @@ type setIndex struct {
 // lookup returns the element that holds key, or nil. The kernel refuses ranges that
 // overlap, so that there is one at most.
 func (x *setIndex) lookup(key string) *Element {
+	if len(x.set.Packed) > 0 {
+		if e, ok := findPacked(x.set.Packed, key); ok {
+			return &e
+		}
+	}
 	if !x.set.Range {
 		if x.single == nil {
 			x.single = make(map[string]*Element, x.set.Len())

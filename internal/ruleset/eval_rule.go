@@ -192,11 +192,19 @@ func (x *ruleRun) vmap(s VMap) (bool, Verdict) {
 		x.note("key %s not found in map %s", text, s.Map)
 		return x.fail("%s is not in %s", text, s.Map)
 	}
-	v := Verdict{JumpTo, e.Jump.Chain}
-	if e.Jump.Goto {
-		v.Kind = GotoChain
-	}
+	v := e.Jump.Verdict()
 	x.note("key %s found: %s", text, stmtText(v))
+	switch e.Jump.Plain {
+	case PlainDrop:
+		x.refuse(Dropped)
+		return x.decide(v, "%s is in %s: dropped without an answer", text, s.Map)
+	case PlainAccept:
+		return x.decide(v, "%s is in %s: accepted", text, s.Map)
+	case PlainReturn:
+		return x.decide(v, "%s is in %s: goes back to where the chain was called", text, s.Map)
+	case PlainContinue:
+		return x.hold("%s is in %s: goes on", text, s.Map)
+	}
 	return x.decide(v, "%s is in %s: goes on in chain %s", text, s.Map, v.Chain)
 }
 
@@ -314,6 +322,9 @@ func (x *ruleRun) reject(s RejectWith) (bool, Verdict) {
 	drop := Verdict{Kind: DropPacket}
 	if !s.TCPReset {
 		x.refuse(RejectedICMP)
+		if s.Prohibited {
+			return x.decide(drop, "refused with ICMP administratively prohibited")
+		}
 		return x.decide(drop, "refused with ICMP port unreachable")
 	}
 	if x.p.Proto != model.TCP {

@@ -302,7 +302,7 @@ func readBack(r *Ruleset) *Ruleset {
 			t.Chains[i] = ReadBack(c.Name, c.Base, c.Fingerprints())
 		}
 		for _, s := range t.Sets {
-			s.Parts = []*Part{part(allElems(s)...)}
+			s.Parts = []*Part{part(partElems(s)...)}
 		}
 	}
 	return out

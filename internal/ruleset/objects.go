@@ -21,6 +21,15 @@ type Table struct {
 	// Dormant says that somebody switched the table off, so that none of its chains is
 	// called. It is never wanted, only read back.
 	Dormant bool
+
+	// Unread says that what the table's sets hold is not known, for to read it would take too
+	// long. It is never wanted; such a table is replaced as a whole.
+	Unread bool
+
+	// Marker is the name of a chain whose rules tell all that is Packed: they change with
+	// every change of it. So a reader that finds the same rules need not read the elements.
+	// It is no part of what the kernel holds; "" for none.
+	Marker string
 }
 
 // Hook is where a base chain is called from.
@@ -68,8 +77,16 @@ type Set struct {
 	Dynamic bool  // rules add the elements; Parts stays empty
 	Counter bool  // every element counts packets and bytes
 	Timeout bool  // elements may have one
-	Size    int   // the most elements; 0 leaves it open
-	Parts   []*Part
+	// Size is the most elements; 0 leaves it open. Where it is given and elements neither
+	// are dynamic nor time out, the kernel makes a hash of fixed size, which is faster.
+	Size  int
+	Parts []*Part
+	// Packed is elements, too, in place of Parts, where there may be very many of them: of
+	// a set or verdict map without ranges, in pieces of ascending order.
+	Packed []*Packed
+	// Kin says that an element that goes from one set to another of the same Kin takes its
+	// counter along; "" for none. The kernel does not know of it.
+	Kin string
 }
 
 // Part is the share of a set's elements that one source, say a service, brings. It is
@@ -88,10 +105,34 @@ type Element struct {
 	Jump   Jump   // a verdict map's data
 }
 
-// Jump is where a verdict map sends a packet.
+// Jump is where a verdict map sends a packet, or what it does with it.
 type Jump struct {
 	Chain string
-	Goto  bool // goto instead of jump
+	Goto  bool  // goto instead of jump
+	Plain Plain // a verdict that needs no chain, instead of both
+}
+
+// Plain is a verdict that needs no chain.
+type Plain uint8
+
+// The verdicts that need no chain.
+const (
+	PlainDrop     Plain = iota + 1
+	PlainAccept         // ends the base chain
+	PlainContinue       // the rule goes on, as if nothing had been found
+	PlainReturn
+)
+
+// Verdict returns the verdict.
+func (j Jump) Verdict() Verdict {
+	switch {
+	case j.Plain != 0:
+		return Verdict{Kind: [...]VerdictKind{PlainDrop: DropPacket, PlainAccept: AcceptPacket,
+			PlainContinue: ContinueRule, PlainReturn: ReturnBack}[j.Plain]}
+	case j.Goto:
+		return Verdict{GotoChain, j.Chain}
+	}
+	return Verdict{JumpTo, j.Chain}
 }
 
 // SameSpec reports whether two sets differ in nothing but their elements.
@@ -116,7 +157,7 @@ func (s *Set) Len() int {
 	for _, p := range s.Parts {
 		n += len(p.Elems)
 	}
-	return n
+	return n + packedLen(s.Packed)
 }
 
 // IsMap reports whether the set maps its keys to data or verdicts.

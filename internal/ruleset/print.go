@@ -68,9 +68,16 @@ func (s *Set) print(b *strings.Builder) {
 	for _, line := range s.spec() {
 		fmt.Fprintf(b, "\t\t%s\n", line)
 	}
-	if elems := allElems(s); len(elems) > 0 {
+	if s.Len() > 0 {
+		const sep = ",\n\t\t\t     "
 		b.WriteString("\t\telements = { ")
-		s.printElems(b, elems, ",\n\t\t\t     ")
+		s.printElems(b, partElems(s), sep)
+		for i, p := range s.Packed {
+			if i > 0 {
+				b.WriteString(sep)
+			}
+			s.printPacked(b, p, nil, sep)
+		}
 		b.WriteString(" }\n")
 	}
 	b.WriteString("\t}\n")
@@ -139,14 +146,30 @@ func (s *Set) printElems(b *strings.Builder, elems []Element, sep string) {
 	}
 }
 
+func (s *Set) printPacked(b *strings.Builder, p *Packed, counts []Count, sep string) {
+	for i := range p.Len() {
+		if i > 0 {
+			b.WriteString(sep)
+		}
+		e, with := p.Elem(i), ""
+		if counts != nil {
+			with = counts[i].String()
+		}
+		b.WriteString(s.elementText(&e, with))
+	}
+}
+
 // ElementText returns the element in nft syntax: "198.51.100.10 . tcp . 80 : goto web".
 func (s *Set) ElementText(e *Element) string {
-	text := s.Key.Text(e.Key, e.KeyEnd)
+	return s.elementText(e, "")
+}
+
+// elementText puts what is said of the element itself, say a counter, behind its key.
+func (s *Set) elementText(e *Element, with string) string {
+	text := s.Key.Text(e.Key, e.KeyEnd) + with
 	switch {
-	case s.Verdict && e.Jump.Goto:
-		text += " : goto " + e.Jump.Chain
 	case s.Verdict:
-		text += " : jump " + e.Jump.Chain
+		text += " : " + stmtText(e.Jump.Verdict())
 	case len(s.Data) > 0:
 		text += " : " + s.Data.Text(e.Data, "")
 	}
@@ -283,6 +306,9 @@ func stmtText(s Stmt) string {
 		if s.TCPReset {
 			return "reject with tcp reset"
 		}
+		if s.Prohibited {
+			return "reject with icmpx admin-prohibited"
+		}
 		return "reject with icmpx port-unreachable"
 	case Verdict:
 		if s.Chain != "" {
@@ -364,6 +390,8 @@ func exprText(e Expr) string {
 		return fmt.Sprintf("jhash %s mod %d seed 0x%x%s", e.Key, e.Mod, e.Seed, offset(e.Offset))
 	case MapGet:
 		return e.Key.String() + " map @" + e.Map
+	case Masked:
+		return fieldInfo[e.Field].text + " & " + e.Field.Type().text(e.Mask())
 	case Concat:
 		parts := make([]string, len(e))
 		for i, f := range e {

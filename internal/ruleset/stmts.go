@@ -98,6 +98,13 @@ type MapGet struct {
 	Map string
 }
 
+// Masked is the first Bits bits of an address field, the others zero. It stands alone in a
+// key.
+type Masked struct {
+	Field Field
+	Bits  int // from 0 to the length of an address
+}
+
 // Concat is several values one after the other, for a map's data.
 type Concat []Field
 
@@ -109,6 +116,7 @@ func (Numgen) expr() {}
 func (Hash) expr()   {}
 func (MapGet) expr() {}
 func (Concat) expr() {}
+func (Masked) expr() {}
 
 func (FixedPort) expr() {}
 
@@ -201,7 +209,10 @@ type SNAT struct {
 type Masquerade struct{}
 
 // RejectWith refuses the packet: a TCP reset, or else ICMP port unreachable.
-type RejectWith struct{ TCPReset bool }
+type RejectWith struct {
+	TCPReset   bool
+	Prohibited bool // without TCPReset: ICMP administratively prohibited
+}
 
 // Verdict is what a rule ends with.
 type Verdict struct {
@@ -219,6 +230,7 @@ const (
 	JumpTo       VerdictKind = "jump"
 	GotoChain    VerdictKind = "goto"
 	ReturnBack   VerdictKind = "return"
+	ContinueRule VerdictKind = "continue" // in a verdict map alone
 )
 
 func (Match) stmt()       {}
@@ -266,6 +278,15 @@ func pick(f model.Family, v4, v6 Field) Field {
 		return v4
 	}
 	return v6
+}
+
+// Source returns the first bits of the source address of family f as a key; all of it where
+// bits is its length.
+func Source(f model.Family, bits int) Key {
+	if bits == 8*AddrType(f).Size() {
+		return Key{Saddr(f)}
+	}
+	return Key{Masked{Saddr(f), bits}}
 }
 
 // Saddr returns the source address field of family f.

@@ -79,13 +79,18 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 	out := &ruleset.Table{Family: t.ref.Family, Name: t.ref.Name, Dormant: t.off}
 	for _, s := range t.sets {
 		spec := *s.Set
-		spec.Parts = nil
+		spec.Parts, spec.Packed, spec.Kin = nil, nil, ""
 		if !spec.Dynamic && len(s.elems) > 0 {
 			p := &ruleset.Part{}
 			for _, e := range s.sorted() {
 				p.Elems = append(p.Elems, e.Element)
 			}
 			spec.Parts = []*ruleset.Part{p}
+			if w := wantedSet(want, s.Name); w != nil && len(w.Packed) > 0 {
+				if packed, ok := ruleset.PackElems(s.Key.Len(), s.Verdict, p.Elems); ok {
+					spec.Parts, spec.Packed = nil, packed
+				}
+			}
 		}
 		out.Sets = append(out.Sets, &spec)
 	}
@@ -106,6 +111,13 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 		out.Chains = append(out.Chains, ruleset.ReadBack(c.Name, c.Base, prints))
 	}
 	return out
+}
+
+func wantedSet(t *ruleset.Table, name string) *ruleset.Set {
+	if t == nil {
+		return nil
+	}
+	return t.Set(name)
 }
 
 func (t *table) clone() *table {
@@ -184,10 +196,10 @@ func (c *change) remove(td *ruleset.TableDelta) {
 		if !c.check(s != nil, "delete", "elements of "+e.Set.Name, unix.ENOENT) {
 			return
 		}
-		for i := range e.Elems {
-			_, ok := s.elems[idOf(&e.Elems[i])]
-			c.check(ok, "delete", elemText(s.Set, &e.Elems[i]), unix.ENOENT)
-			delete(s.elems, idOf(&e.Elems[i]))
+		for _, el := range elemsOf(e) {
+			_, ok := s.elems[idOf(&el)]
+			c.check(ok, "delete", elemText(s.Set, &el), unix.ENOENT)
+			delete(s.elems, idOf(&el))
 		}
 	}
 	for _, d := range td.DelChains {
@@ -245,16 +257,32 @@ func (c *change) addElems(e *ruleset.ElemChange) {
 	if !c.check(s != nil, "add", "elements of "+e.Set.Name, unix.ENOENT) {
 		return
 	}
-	for i := range e.Elems {
-		el := &e.Elems[i]
+	for i, one := range elemsOf(e) {
+		el := &one
 		_, dup := s.elems[idOf(el)]
 		c.check(!dup, "add", elemText(s.Set, el), unix.EEXIST)
-		if s.Verdict {
+		if s.Verdict && el.Jump.Plain == 0 {
 			c.check(c.chain(el.Jump.Chain) != nil, "add", elemText(s.Set, el), unix.ENOENT)
 		}
-		s.put(nft.Elem{Element: *el})
+		put := nft.Elem{Element: one}
+		if e.Counts != nil {
+			put.Counter = e.Counts[i]
+		}
+		s.put(put)
 		c.check(s.Size == 0 || len(s.elems) <= s.Size, "add", elemText(s.Set, el), unix.ENFILE)
 	}
+}
+
+// elemsOf returns the elements of a change, packed or not.
+func elemsOf(e *ruleset.ElemChange) []ruleset.Element {
+	if e.Packed == nil {
+		return e.Elems
+	}
+	out := make([]ruleset.Element, e.Packed.Len())
+	for i := range out {
+		out[i] = e.Packed.Elem(i)
+	}
+	return out
 }
 
 func elemText(s *ruleset.Set, e *ruleset.Element) string {

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"weir/internal/engine"
+	"weir/internal/plan"
+	"weir/internal/ruleset"
+)
+
+// blocksReport is what a change does to the entries of blocklists.
+type blocksReport struct {
+	Added   []listCount `json:"added"`   // entries that come, by the lists that hold them
+	Changed int         `json:"changed"` // whose packets meet something else
+	Removed int         `json:"removed"` // that no list has any more
+	// Replaced says that the table of the blocklists comes anew as a whole.
+	Replaced bool `json:"replaced"`
+}
+
+// listCount is a number of entries.
+type listCount struct {
+	List    string `json:"list"`
+	Entries int    `json:"entries"`
+}
+
+func isBlocks(td *ruleset.TableDelta) bool { return td.Table.Name == engine.BlocksTable.Name }
+
+// creates reports whether the table of the services is new.
+func creates(d *ruleset.Delta) bool {
+	return slices.ContainsFunc(d.Tables, func(td *ruleset.TableDelta) bool { return !isBlocks(td) && td.Create })
+}
+
+// servicesOf returns d without what concerns blocklists.
+func servicesOf(d *ruleset.Delta) *ruleset.Delta {
+	return &ruleset.Delta{Tables: slices.DeleteFunc(slices.Clone(d.Tables), isBlocks)}
+}
+
+func withoutBlocks(r *ruleset.Ruleset) *ruleset.Ruleset {
+	return &ruleset.Ruleset{Tables: slices.DeleteFunc(slices.Clone(r.Tables), func(t *ruleset.Table) bool {
+		return t.Name == engine.BlocksTable.Name
+	})}
+}
+
+// reportBlocks says what d does to the entries of b; nil: nothing.
+func reportBlocks(b *plan.Blocks, d *ruleset.Delta) *blocksReport {
+	out := &blocksReport{Added: []listCount{}}
+	leaving := leaving{} // what is left of it in the end is gone
+	byList := map[string]int{}
+	concerned := false
+	for _, td := range d.Tables {
+		if isBlocks(td) {
+			concerned = true
+			out.Replaced = out.Replaced || td.Delete && d.Replaces(td.Table) && b.Table() != nil
+			leaving.note(td)
+			out.Changed += arriving(b, td, leaving, byList)
+		}
+	}
+	if !concerned {
+		return nil
+	}
+	out.Removed = len(leaving)
+	for name, n := range byList {
+		out.Added = append(out.Added, listCount{name, n})
+	}
+	slices.SortFunc(out.Added, func(a, b listCount) int { return strings.Compare(a.List, b.List) })
+	return out
+}
+
+// leaving is the sets of entries that a change takes away, by the entries.
+type leaving map[string]string
+
+// entryID tells an entry, whatever its action is: sets are named ACTION, family, length.
+func entryID(set, key string) string { return set[max(strings.IndexAny(set, "46"), 0):] + " " + key }
+
+func (l leaving) note(td *ruleset.TableDelta) {
+	gone := td.DelSets
+	if td.Delete {
+		gone = td.Table.Sets
+	}
+	for _, s := range gone {
+		if !s.Counter {
+			continue
+		}
+		for _, p := range s.Packed {
+			l.packed(s.Name, p)
+		}
+		for _, p := range s.Parts {
+			for _, e := range p.Elems {
+				l[entryID(s.Name, e.Key)] = s.Name
+			}
+		}
+	}
+	for _, ch := range td.DelElems {
+		if ch.Packed != nil && ch.Set.Counter {
+			l.packed(ch.Set.Name, ch.Packed)
+		}
+	}
+}
+
+func (l leaving) packed(set string, p *ruleset.Packed) {
+	for i := range p.Len() {
+		l[entryID(set, p.Key(i))] = set
+	}
+}
+
+// arriving counts the entries that come by their lists, takes those that only move out of
+// leaving, and returns how many of these get another action.
+func arriving(b *plan.Blocks, td *ruleset.TableDelta, leaving leaving, byList map[string]int) (changed int) {
+	for _, c := range b.Counted() {
+		for _, ch := range td.AddElems {
+			if ch.Packed == nil || ch.Set.Name != c.Set.Name {
+				continue
+			}
+			for i := range ch.Packed.Len() {
+				key := ch.Packed.Key(i)
+				if was, ok := leaving[entryID(c.Set.Name, key)]; ok {
+					delete(leaving, entryID(c.Set.Name, key))
+					if was != c.Set.Name {
+						changed++
+					}
+				} else if e, ok := b.Compiled.Exact(c.Prefix(key)); ok {
+					for _, name := range b.Compiled.Set(e.Set) {
+						byList[name]++
+					}
+				}
+			}
+		}
+	}
+	return changed
+}
+
+func (r *blocksReport) print(w io.Writer) {
+	if r == nil {
+		return
+	}
+	if r.Replaced {
+		fmt.Fprintln(w, "# blocklists: the table comes anew as a whole")
+	}
+	for _, l := range r.Added {
+		fmt.Fprintf(w, "# blocklist %s: +%s\n", l.List, entriesText(l.Entries))
+	}
+	if r.Changed > 0 {
+		fmt.Fprintf(w, "# blocklists: another action for %s\n", entriesText(r.Changed))
+	}
+	if r.Removed > 0 {
+		fmt.Fprintf(w, "# blocklists: −%s that no list has any more\n", entriesText(r.Removed))
+	}
+}
+
+func entriesText(n int) string {
+	if n == 1 {
+		return "1 entry"
+	}
+	return fmt.Sprintf("%d entries", n)
+}
