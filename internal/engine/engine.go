@@ -49,7 +49,7 @@ type Addresses interface {
 }
 
 // Tables is the list of tables that are weir's; no other is ever read or touched.
-var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}}
+var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, {Family: ruleset.Inet, Name: plan.BlocksTableName}}
 
 // Engine brings a network namespace to what a model says. Its methods must not be called
 // at the same time.

@@ -79,7 +79,7 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 	out := &ruleset.Table{Family: t.ref.Family, Name: t.ref.Name, Dormant: t.off}
 	for _, s := range t.sets {
 		spec := *s.Set
-		spec.Parts = nil
+		spec.Parts, spec.Packed = nil, nil
 		if !spec.Dynamic && len(s.elems) > 0 {
 			p := &ruleset.Part{}
 			for _, e := range s.sorted() {
@@ -184,10 +184,11 @@ func (c *change) remove(td *ruleset.TableDelta) {
 		if !c.check(s != nil, "delete", "elements of "+e.Set.Name, unix.ENOENT) {
 			return
 		}
-		for i := range e.Elems {
-			_, ok := s.elems[idOf(&e.Elems[i])]
-			c.check(ok, "delete", elemText(s.Set, &e.Elems[i]), unix.ENOENT)
-			delete(s.elems, idOf(&e.Elems[i]))
+		for i := range e.Len() {
+			el := e.Elem(i)
+			_, ok := s.elems[idOf(&el)]
+			c.check(ok, "delete", elemText(s.Set, &el), unix.ENOENT)
+			delete(s.elems, idOf(&el))
 		}
 	}
 	for _, d := range td.DelChains {
@@ -245,14 +246,19 @@ func (c *change) addElems(e *ruleset.ElemChange) {
 	if !c.check(s != nil, "add", "elements of "+e.Set.Name, unix.ENOENT) {
 		return
 	}
-	for i := range e.Elems {
-		el := &e.Elems[i]
+	for i := range e.Len() {
+		elem := e.Elem(i)
+		el := &elem
 		_, dup := s.elems[idOf(el)]
 		c.check(!dup, "add", elemText(s.Set, el), unix.EEXIST)
-		if s.Verdict {
+		if s.Verdict && el.Jump.Plain == 0 {
 			c.check(c.chain(el.Jump.Chain) != nil, "add", elemText(s.Set, el), unix.ENOENT)
 		}
-		s.put(nft.Elem{Element: *el})
+		start := nft.Elem{Element: *el}
+		if e.Counts != nil {
+			start.Counter = e.Counts[i]
+		}
+		s.put(start)
 		c.check(s.Size == 0 || len(s.elems) <= s.Size, "add", elemText(s.Set, el), unix.ENFILE)
 	}
 }

@@ -1,0 +1,35 @@
+package nftfake
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"weir/internal/nft"
+	"weir/internal/ruleset"
+)
+
+// Counts calls each for the packed elements that are there, as [nft.Conn.Counts] does.
+func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, s *ruleset.Set, pieces []*ruleset.Packed,
+	each func(key string, n ruleset.Count) bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := find(k.tables, ref)
+	if t == nil || t.set(s.Name) == nil {
+		return &nft.Error{Op: "read", Object: "the elements of set " + s.Name, Errno: unix.ENOENT}
+	}
+	for _, p := range pieces {
+		for i := range p.Len() {
+			want := p.Elem(i)
+			if e, ok := t.set(s.Name).elems[idOf(&want)]; ok && !each(want.Key, e.Counter) {
+				return ctx.Err()
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// CarryCounts fills in what elements of the delta start at, as [nft.Conn.CarryCounts] does.
+func (k *Kernel) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
+	return nft.CarryCounts(ctx, k.Counts, d)
+}
