@@ -121,21 +121,26 @@ func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*rulese
 	return t, c.readSets(ref, t, want)
 }
 
-func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) error {
-	var counts []int
-	err := c.request(msgType(unix.NFT_MSG_GETSET), unix.NLM_F_DUMP,
+// declarations returns the sets of a table and how many elements each has; see parseSet.
+func (c *Conn) declarations(ref TableRef) (sets []*ruleset.Set, counts []int, err error) {
+	err = c.request(msgType(unix.NFT_MSG_GETSET), unix.NLM_F_DUMP,
 		func(w *buf) { w.str(unix.NFTA_SET_TABLE, ref.Name) },
 		func(_ header, body string) error {
 			if attr(body, unix.NFTA_SET_TABLE) != ref.Name+"\x00" {
 				return nil
 			}
 			if s, count := parseSet(body); s != nil {
-				t.Sets, counts = append(t.Sets, s), append(counts, count)
+				sets, counts = append(sets, s), append(counts, count)
 			}
 			return nil
 		})
-	if err != nil {
-		return readErr(err, "the sets of %s", ref)
+	return sets, counts, readErr(err, "the sets of %s", ref)
+}
+
+func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) (err error) {
+	var counts []int
+	if t.Sets, counts, err = c.declarations(ref); err != nil {
+		return err
 	}
 	marked := marked(t, want)
 	for i, s := range t.Sets {
@@ -155,6 +160,23 @@ func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) error {
 		}
 	}
 	return nil
+}
+
+// Declarations returns the sets of a table without their elements; none where there is no
+// such table.
+func (c *Conn) Declarations(ctx context.Context, ref TableRef) ([]*ruleset.Set, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range readTries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		sets, _, err := c.declarations(ref)
+		if !errors.Is(err, errInterrupted) {
+			return sets, err
+		}
+	}
+	return nil, errInterrupted
 }
 
 // foreignSize is the size of a set that weir would not make.

@@ -180,12 +180,7 @@ func (f *fence) block(c *blocklist.Compiled) *ruleset.Delta {
 // holds fails the test unless the kernel has exactly what is wanted, every element read.
 func (f *fence) holds() {
 	f.Helper()
-	want := &ruleset.Ruleset{}
-	for _, t := range f.now.Ruleset.Tables {
-		unmarked := *t
-		unmarked.Marker = ""
-		want.Tables = append(want.Tables, &unmarked)
-	}
+	want := f.now.Ruleset.Unmarked()
 	have, _, err := f.conn.Read(context.Background(), blocksRefs, want)
 	check(f, err)
 	if d := ruleset.Diff(have, want); !d.Empty() {

@@ -33,3 +33,18 @@ func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, s *ruleset.Set, p
 func (k *Kernel) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
 	return nft.CarryCounts(ctx, k.Counts, d)
 }
+
+// Declarations returns the sets of a table without their elements.
+func (k *Kernel) Declarations(ctx context.Context, ref nft.TableRef) ([]*ruleset.Set, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []*ruleset.Set
+	if t := find(k.tables, ref); t != nil {
+		for _, s := range t.sets {
+			spec := *s.Set
+			spec.Parts, spec.Packed = nil, nil
+			out = append(out, &spec)
+		}
+	}
+	return out, ctx.Err()
+}
