@@ -169,6 +169,14 @@ func TestCounts(t *testing.T) {
 		set = next.Tables[0].Sets[0]
 		check(numberedAddrs(0, 2500), 0, 2500)
 	}
+	n.nft("delete element inet weir entries { 10.0.0.5, 10.0.0.7, 10.0.0.8 }", "-f", "-")
+	var left []byte
+	if err := n.Counts(ctx, weir[0], set, numberedAddrs(0, 12), func(key string, _ rs.Count) bool {
+		left = append(left, key[3])
+		return true
+	}); err != nil || !slices.Equal(left, []byte{0, 1, 2, 3, 4, 6, 9, 10, 11}) {
+		t.Errorf("of twelve elements, three of which are gone, there are %v: %v", left, err)
+	}
 	full := next2500(n, set)
 	if slices.ContainsFunc(full, func(c rs.Count) bool { return c != rs.Count{} }) {
 		t.Error("new elements have counted")
