@@ -2,7 +2,6 @@ package blocklist
 
 import (
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"sort"
@@ -262,7 +261,7 @@ func CheckChange(list string, last, now Size, percent float64) []*Problem {
 			verb = "grew"
 		}
 		if c.was > 0 {
-			by = fmt.Sprintf(" (%.0f %%)", math.Round(float64(change)*100/float64(c.was)))
+			by = fmt.Sprintf(" (%.1f %%)", float64(change)*100/float64(c.was))
 		}
 		out = append(out, &Problem{List: list, Msg: fmt.Sprintf("the list %s from %d to %d %s%s; max_change allows %g %%", verb, c.was, c.is, c.what, by, percent)})
 	}

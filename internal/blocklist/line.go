@@ -18,9 +18,9 @@ type item struct {
 // parseLine reads a line of any of the formats, without its end. sets is what earlier lines
 // of the file said.
 func (it *item) parseLine(line []byte, sets *setNames) fault {
-	line = bytes.TrimRight(line, " \t\r\v\f")
+	line = trimRight(line)
 	at := 0
-	for at < len(line) && (line[at] == ' ' || line[at] == '\t' || line[at] == '\v' || line[at] == '\f') {
+	for at < len(line) && isBlank(line[at]) {
 		at++
 	}
 	*it = item{records: -1}
@@ -38,6 +38,16 @@ func (it *item) parseLine(line []byte, sets *setNames) fault {
 	return it.parsePlain(line, at)
 }
 
+func isBlank(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
+
+// trimRight takes blanks from the end; bytes.TrimRight is several times slower.
+func trimRight(b []byte) []byte {
+	for len(b) > 0 && isBlank(b[len(b)-1]) {
+		b = b[:len(b)-1]
+	}
+	return b
+}
+
 // parsePlain reads an entry and a comment, from line[at] on.
 func (it *item) parsePlain(line []byte, at int) fault {
 	end := at
@@ -47,7 +57,7 @@ func (it *item) parsePlain(line []byte, at int) fault {
 	if end < len(line) {
 		it.note = line[end+1:]
 	}
-	text := bytes.TrimRight(line[at:end], " \t")
+	text := trimRight(line[at:end])
 	if len(text) == 0 {
 		return fault{}
 	}

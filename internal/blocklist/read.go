@@ -210,7 +210,7 @@ func (f *fileReader) read() error {
 		}
 		f.file.Lines++
 		text := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
-		if err == bufio.ErrBufferFull || len(text) > f.b.opts.MaxLine {
+		if len(text) > f.b.opts.MaxLine {
 			f.bad(line, fault{tooLong, 0, len(line)}, false)
 			if err := f.skipLine(strconv.Quote(string(line[:min(16, len(line))])), err); err != nil {
 				return err

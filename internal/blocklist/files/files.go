@@ -76,15 +76,20 @@ var literal = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 // Read adds the file of that name to a list. Errors are those of Builder.Add; a file that
 // cannot be opened, or that changes while it is read, is a *blocklist.Problem too.
 func Read(b *blocklist.Builder, name string) error {
+	return read(name, b.MaxBytes(), func(f *os.File) error { return b.Add(name, f) })
+}
+
+// read opens a file, has it read, and looks whether it stayed the same meanwhile.
+func read(name string, most int64, add func(*os.File) error) error {
 	f, before, err := open(name)
 	if err != nil {
 		return problem(name, err)
 	}
 	defer f.Close()
-	if before.Size() > b.MaxBytes() {
-		return problem(name, fmt.Errorf("has %d bytes; a file of a list may hold %d", before.Size(), b.MaxBytes()))
+	if before.Size() > most {
+		return problem(name, fmt.Errorf("has %d bytes; a file of a list may hold %d", before.Size(), most))
 	}
-	if err := b.Add(name, f); err != nil {
+	if err := add(f); err != nil {
 		return err
 	}
 	after, err := f.Stat()
@@ -116,11 +121,17 @@ func open(name string) (*os.File, fs.FileInfo, error) {
 	if err := regular(info.Mode()); err != nil {
 		return nil, nil, err
 	}
+	return openRegular(name)
+}
+
+// openRegular opens a file without waiting, and looks at what was opened.
+func openRegular(name string) (*os.File, fs.FileInfo, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	if info, err = f.Stat(); err == nil {
+	info, err := f.Stat()
+	if err == nil {
 		err = regular(info.Mode())
 	}
 	if err != nil {
