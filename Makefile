@@ -11,7 +11,7 @@ help:
 	@echo 'make demo    balance real HTTP traffic in a network of namespaces'
 	@echo 'make test    all tests; those on real packets build their own namespaces'
 	@echo 'make lint    gofmt, go vet, staticcheck'
-	@echo 'make bench   weir beside nft -f, iptables-restore and haproxy, some twelve minutes'
+	@echo 'make bench   weir beside nft -f, iptables-restore, ipset and haproxy, some twelve minutes'
 
 build:
 	$(BUILD) -o bin/weir ./cmd/weir
@@ -35,7 +35,7 @@ bench: tools build
 # What tests and benchmarks compare weir with. Root gets it installed; anybody else is
 # told, and the tests that need it are skipped (with CI=true they fail).
 tools:
-	@missing=; for t in nft:nftables ip:iproute2 iptables-restore:iptables; do \
+	@missing=; for t in nft:nftables ip:iproute2 iptables-restore:iptables ipset:ipset; do \
 		command -v $${t%%:*} >/dev/null || [ -x /usr/sbin/$${t%%:*} ] || missing="$$missing $${t##*:}"; done; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

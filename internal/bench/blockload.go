@@ -185,7 +185,8 @@ those of linear iptables.
 	tw.Flush()
 	fmt.Fprintf(w, `
 weir: from the text of the list to the kernel's yes, in a process that stays.
-nft set: nft -f; a hash for single addresses, a set of ranges (merged) for prefixes.
+nft set: nft -f; a hash for single addresses; for prefixes a set of ranges, in which those that overlap are
+  one, and have one counter.
 ipset: ipset restore; hash:ip and hash:net with counters, and one rule of iptables-legacy.
 
 1 %% of 100,000 prefixes for others, weir (median of %d): plan, compare and commit %.0f ms (CPU %.0f ms);

@@ -26,7 +26,7 @@ func (e *Engine) build(ctx context.Context, cfg *model.Config) (*plan.Plan, erro
 		prev = e.plan.Blocks
 	}
 	if prev == nil && e.Blocked != nil {
-		sets, err := e.Kernel.Declared(ctx, BlocksTable)
+		sets, err := e.Kernel.Declarations(ctx, BlocksTable)
 		if err != nil {
 			return nil, err
 		}
@@ -53,16 +53,7 @@ func readAgain(p *plan.Plan) *ruleset.Ruleset {
 	if n > maxLook {
 		return p.Ruleset
 	}
-	unmarked := *t
-	unmarked.Marker = ""
-	out := &ruleset.Ruleset{}
-	for _, o := range p.Ruleset.Tables {
-		if o == t {
-			o = &unmarked
-		}
-		out.Tables = append(out.Tables, o)
-	}
-	return out
+	return p.Ruleset.Unmarked()
 }
 
 // lostCounts reports whether counters of blocklists begin anew with d.

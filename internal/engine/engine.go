@@ -39,9 +39,9 @@ type Kernel interface {
 	Generation() (uint32, error)
 	Counters
 	BlockCounters
-	// Declared returns the sets of a table without their elements; none where there is no
+	// Declarations returns the sets of a table without their elements; none where there is no
 	// such table.
-	Declared(ctx context.Context, t nft.TableRef) ([]*ruleset.Set, error)
+	Declarations(ctx context.Context, t nft.TableRef) ([]*ruleset.Set, error)
 	// CarryCounts makes packed elements that d deletes and adds again start with what they
 	// have counted so far.
 	CarryCounts(ctx context.Context, d *ruleset.Delta) error

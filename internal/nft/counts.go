@@ -203,17 +203,12 @@ func (c *Conn) hasSet(table TableRef, set *ruleset.Set) (bool, error) {
 // replaced as a whole, which stay in their set. Only packed elements are looked at. What is
 // counted between this and Apply is lost.
 func (c *Conn) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
-	return CarryCounts(ctx, c, d)
+	return CarryCounts(ctx, c.Counts, d)
 }
 
-// counting reads counters: Conn, or what stands in for it.
-type counting interface {
-	Counts(ctx context.Context, table TableRef, set *ruleset.Set, pieces []*ruleset.Packed,
-		each func(key string, n ruleset.Count) bool) error
-}
-
-// CarryCounts is Conn.CarryCounts with the counters that c reads.
-func CarryCounts(ctx context.Context, c counting, d *ruleset.Delta) error {
+// CarryCounts is Conn.CarryCounts for whatever has a method like Conn.Counts.
+func CarryCounts(ctx context.Context, read func(context.Context, TableRef, *ruleset.Set, []*ruleset.Packed,
+	func(string, ruleset.Count) bool) error, d *ruleset.Delta) error {
 	for _, td := range d.Tables {
 		for i, ch := range td.AddElems {
 			from := td.Returning(ch)
@@ -227,7 +222,7 @@ func CarryCounts(ctx context.Context, c counting, d *ruleset.Delta) error {
 			any := false
 			ref := TableRef{td.Table.Family, td.Table.Name}
 			for _, s := range from {
-				err := c.Counts(ctx, ref, s.Set, []*ruleset.Packed{s.Keys}, func(key string, n ruleset.Count) bool {
+				err := read(ctx, ref, s.Set, []*ruleset.Packed{s.Keys}, func(key string, n ruleset.Count) bool {
 					if at, ok := ch.Packed.Find(key); ok && n != (ruleset.Count{}) {
 						counts[at], any = n, true
 					}

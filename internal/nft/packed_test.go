@@ -52,6 +52,10 @@ func TestMarker(t *testing.T) {
 	}
 	n.make(second)
 	n.same(second)
+	if sets, err := n.Declarations(context.Background(), weir[0]); err != nil || len(sets) != 1 ||
+		!sets[0].SameSpec(second.Tables[0].Sets[0]) || sets[0].Len() != 0 {
+		t.Errorf("declared: %+v, %v", sets, err)
+	}
 	n.nft("delete element inet weir entries { 10.0.3.1 }; add element inet weir entries { 10.9.9.9 : drop }", "-f", "-")
 	have, _ = n.read(second)
 	if d := rs.Diff(have, second); !d.Empty() {
@@ -164,6 +168,14 @@ func TestCounts(t *testing.T) {
 		n.same(next)
 		set = next.Tables[0].Sets[0]
 		check(numberedAddrs(0, 2500), 0, 2500)
+	}
+	n.nft("delete element inet weir entries { 10.0.0.5, 10.0.0.7, 10.0.0.8 }", "-f", "-")
+	var left []byte
+	if err := n.Counts(ctx, weir[0], set, numberedAddrs(0, 12), func(key string, _ rs.Count) bool {
+		left = append(left, key[3])
+		return true
+	}); err != nil || !slices.Equal(left, []byte{0, 1, 2, 3, 4, 6, 9, 10, 11}) {
+		t.Errorf("of twelve elements, three of which are gone, there are %v: %v", left, err)
 	}
 	full := next2500(n, set)
 	if slices.ContainsFunc(full, func(c rs.Count) bool { return c != rs.Count{} }) {

@@ -122,12 +122,27 @@ func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*rulese
 	return t, c.readSets(ref, t, want)
 }
 
-func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) error {
-	sets, counts, err := c.declared(ref)
-	if err != nil {
-		return readErr(err, "the sets of %s", ref)
+// declarations returns the sets of a table and how many elements each has; see parseSet.
+func (c *Conn) declarations(ref TableRef) (sets []*ruleset.Set, counts []int, err error) {
+	err = c.request(msgType(unix.NFT_MSG_GETSET), unix.NLM_F_DUMP,
+		func(w *buf) { w.str(unix.NFTA_SET_TABLE, ref.Name) },
+		func(_ header, body string) error {
+			if attr(body, unix.NFTA_SET_TABLE) != ref.Name+"\x00" {
+				return nil
+			}
+			if s, count := parseSet(body); s != nil {
+				sets, counts = append(sets, s), append(counts, count)
+			}
+			return nil
+		})
+	return sets, counts, readErr(err, "the sets of %s", ref)
+}
+
+func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) (err error) {
+	var counts []int
+	if t.Sets, counts, err = c.declarations(ref); err != nil {
+		return err
 	}
-	t.Sets = sets
 	marked := marked(t, want)
 	if !marked && want != nil && want.Marker != "" && elements(want, counts) > maxDump {
 		t.Unread = true
@@ -150,6 +165,43 @@ func (c *Conn) readSets(ref TableRef, t, want *ruleset.Table) error {
 		}
 	}
 	return nil
+}
+
+// maxDump is how many elements of marked tables are read at most.
+const maxDump = 1 << 17
+
+// elements returns how many elements a table may have: as many as the kernel says, or, where
+// it does not, as are wanted.
+func elements(want *ruleset.Table, counts []int) int {
+	n, known := 0, true
+	for _, c := range counts {
+		n, known = n+c, known && c >= 0
+	}
+	if known {
+		return n
+	}
+	n = 0
+	for _, s := range want.Sets {
+		n += s.Len()
+	}
+	return n
+}
+
+// Declarations returns the sets of a table without their elements; none where there is no
+// such table.
+func (c *Conn) Declarations(ctx context.Context, ref TableRef) ([]*ruleset.Set, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range readTries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		sets, _, err := c.declarations(ref)
+		if !errors.Is(err, errInterrupted) {
+			return sets, err
+		}
+	}
+	return nil, errInterrupted
 }
 
 // foreignSize is the size of a set that weir would not make.

@@ -238,18 +238,30 @@ func samePieces(a, b []*ruleset.Packed) bool {
 	return true
 }
 
-// minRoom is the least room of a set.
-const minRoom = 64
+const (
+	// minRoom is the least room of a set. The kernel makes a power of two of buckets, four
+	// for three elements (nft_hash_buckets in net/netfilter/nft_set_hash.c): with three
+	// times a power of two, none are made for nothing.
+	minRoom = 48
+	// manyEntries is from where on a set has less room, for its buckets are out of all
+	// caches.
+	manyEntries = 1 << 18
+)
 
-// room returns for how many elements a set of n is made, a power of two: as many as had
-// room, had, if that is neither too little nor far too much; else at least twice n, so
-// that all may be replaced by others in one transaction, in which both are there.
+// room returns for how many elements a set of n is made: as many as had room, had, if that
+// is neither too little nor far too much; else at least twice n, so that all may be
+// replaced by others in one transaction, in which both are there. A set that has not room
+// enough for a change is made anew.
 func room(n, had int) int {
 	if had >= n && had <= max(16*n, minRoom) {
 		return had
 	}
+	want := 2 * n
+	if n > manyEntries {
+		want = n + n/4
+	}
 	size := minRoom
-	for size < 2*n {
+	for size < want {
 		size *= 2
 	}
 	return size

@@ -56,8 +56,6 @@ func rulesetOf(b *Blocks) *ruleset.Ruleset {
 	return (&Plan{Ruleset: &ruleset.Ruleset{}}).WithBlocks(b).Ruleset
 }
 
-var updateBlocks = flag.Bool("update-blocks", false, "write the golden files of blocklists anew")
-
 var small = map[blocklist.Action][]string{
 	blocklist.Drop:   {"192.0.2.0/24", "198.51.100.7", "198.51.100.9", "203.0.113.128/25", "2001:db8:1::/48", "2001:db8:2::7"},
 	blocklist.Reject: {"192.0.2.77", "198.51.100.0/28", "2001:db8:3::/64"},
@@ -78,7 +76,7 @@ func TestBlocksGolden(t *testing.T) {
 		n.build(func(t *blocked) int { return bits[t.family] }, b)
 		text += "\n# a change\n" + ruleset.Diff(rulesetOf(b), rulesetOf(n)).String()
 		file := filepath.Join("testdata", "blocks-"+name+".nft")
-		if *updateBlocks {
+		if flag.Lookup("update").Value.String() == "true" {
 			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}

@@ -51,6 +51,14 @@ func (c *ElemChange) Len() int {
 	return len(c.Elems)
 }
 
+// Elem returns the i-th element.
+func (c *ElemChange) Elem(i int) Element {
+	if c.Packed != nil {
+		return c.Packed.Elem(i)
+	}
+	return c.Elems[i]
+}
+
 // Count is what the counter of an element has counted.
 type Count struct{ Packets, Bytes uint64 }
 

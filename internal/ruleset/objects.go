@@ -32,6 +32,18 @@ type Table struct {
 	Marker string
 }
 
+// Unmarked returns the ruleset without markers: what to expect where somebody else may have
+// changed elements.
+func (r *Ruleset) Unmarked() *Ruleset {
+	out := &Ruleset{Tables: make([]*Table, len(r.Tables))}
+	for i, t := range r.Tables {
+		plain := *t
+		plain.Marker = ""
+		out.Tables[i] = &plain
+	}
+	return out
+}
+
 // Hook is where a base chain is called from.
 type Hook string
 

@@ -1,7 +1,6 @@
 package ruleset
 
 import (
-	"cmp"
 	"encoding/binary"
 	"slices"
 	"sort"
@@ -258,32 +257,6 @@ func (c *collector) done() []*Packed {
 		p.Which = string(c.which)
 	}
 	return []*Packed{p}
-}
-
-// PackElems packs elements that came in any order; ok is false where they can't be: more
-// than 256 different verdicts, ranges, or other data.
-func PackElems(stride int, verdicts bool, elems []Element) (_ []*Packed, ok bool) {
-	slices.SortFunc(elems, func(a, b Element) int { return cmp.Compare(a.Key, b.Key) })
-	var jumps []Jump
-	if verdicts {
-		for i := range elems {
-			if !slices.Contains(jumps, elems[i].Jump) {
-				jumps = append(jumps, elems[i].Jump)
-			}
-			if len(jumps) > 256 {
-				return nil, false
-			}
-		}
-	}
-	p := NewPacker(stride, jumps, nil)
-	for i := range elems {
-		e := &elems[i]
-		if e.KeyEnd != "" || e.Data != "" || len(e.Key) != stride || i > 0 && e.Key == elems[i-1].Key {
-			return nil, false
-		}
-		p.Add([]byte(e.Key), uint8(max(slices.Index(jumps, e.Jump), 0)))
-	}
-	return p.Pieces(), true
 }
 
 // Held is packed elements of a set in the kernel.

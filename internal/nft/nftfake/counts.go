@@ -9,39 +9,44 @@ import (
 	"weir/internal/ruleset"
 )
 
-// Declared returns the sets of a table, as [nft.Conn.Declared] does.
-func (k *Kernel) Declared(ctx context.Context, ref nft.TableRef) ([]*ruleset.Set, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if t := find(k.tables, ref); t != nil {
-		return t.read(nil).Sets, ctx.Err()
-	}
-	return nil, ctx.Err()
-}
-
-// Counts reads the counters of elements, as [nft.Conn.Counts] does.
-func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, set *ruleset.Set, pieces []*ruleset.Packed,
+// Counts calls each for the packed elements that are there, as [nft.Conn.Counts] does.
+func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, s *ruleset.Set, pieces []*ruleset.Packed,
 	each func(key string, n ruleset.Count) bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := find(k.tables, ref)
-	if t == nil || t.set(set.Name) == nil {
-		return &nft.Error{Op: "read", Object: "the elements of " + set.Name, Errno: unix.ENOENT}
+	if t == nil || t.set(s.Name) == nil {
+		return &nft.Error{Op: "read", Object: "the elements of set " + s.Name, Errno: unix.ENOENT}
 	}
 	for _, p := range pieces {
 		for i := range p.Len() {
-			e, ok := t.set(set.Name).elems[elemID{key: p.Key(i)}]
-			if ok && !each(p.Key(i), e.Counter) {
-				return nil
+			want := p.Elem(i)
+			if e, ok := t.set(s.Name).elems[idOf(&want)]; ok && !each(want.Key, e.Counter) {
+				return ctx.Err()
 			}
 		}
 	}
 	return ctx.Err()
 }
 
-// CarryCounts takes counters over, as [nft.Conn.CarryCounts] does.
+// CarryCounts fills in what elements of the delta start at, as [nft.Conn.CarryCounts] does.
 func (k *Kernel) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
-	return nft.CarryCounts(ctx, k, d)
+	return nft.CarryCounts(ctx, k.Counts, d)
+}
+
+// Declarations returns the sets of a table without their elements.
+func (k *Kernel) Declarations(ctx context.Context, ref nft.TableRef) ([]*ruleset.Set, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []*ruleset.Set
+	if t := find(k.tables, ref); t != nil {
+		for _, s := range t.sets {
+			spec := *s.Set
+			spec.Parts, spec.Packed = nil, nil
+			out = append(out, &spec)
+		}
+	}
+	return out, ctx.Err()
 }
 
 // Hit makes packets meet an element that counts. It reports whether there is one.

@@ -87,9 +87,7 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 			}
 			spec.Parts = []*ruleset.Part{p}
 			if w := wantedSet(want, s.Name); w != nil && len(w.Packed) > 0 {
-				if packed, ok := ruleset.PackElems(s.Key.Len(), s.Verdict, p.Elems); ok {
-					spec.Parts, spec.Packed = nil, packed
-				}
+				spec.Parts, spec.Packed = nil, packed(s.Set, p.Elems)
 			}
 		}
 		out.Sets = append(out.Sets, &spec)
@@ -118,6 +116,21 @@ func wantedSet(t *ruleset.Table, name string) *ruleset.Set {
 		return nil
 	}
 	return t.Set(name)
+}
+
+// packed returns elements, in ascending order, as nft packs what it reads.
+func packed(s *ruleset.Set, elems []ruleset.Element) []*ruleset.Packed {
+	var jumps []ruleset.Jump
+	for _, e := range elems {
+		if s.Verdict && !slices.Contains(jumps, e.Jump) {
+			jumps = append(jumps, e.Jump)
+		}
+	}
+	p := ruleset.NewPacker(s.Key.Len(), jumps, nil)
+	for _, e := range elems {
+		p.Add([]byte(e.Key), uint8(max(slices.Index(jumps, e.Jump), 0)))
+	}
+	return p.Pieces()
 }
 
 func (t *table) clone() *table {
@@ -196,7 +209,8 @@ func (c *change) remove(td *ruleset.TableDelta) {
 		if !c.check(s != nil, "delete", "elements of "+e.Set.Name, unix.ENOENT) {
 			return
 		}
-		for _, el := range elemsOf(e) {
+		for i := range e.Len() {
+			el := e.Elem(i)
 			_, ok := s.elems[idOf(&el)]
 			c.check(ok, "delete", elemText(s.Set, &el), unix.ENOENT)
 			delete(s.elems, idOf(&el))
@@ -257,7 +271,8 @@ func (c *change) addElems(e *ruleset.ElemChange) {
 	if !c.check(s != nil, "add", "elements of "+e.Set.Name, unix.ENOENT) {
 		return
 	}
-	for i, one := range elemsOf(e) {
+	for i := range e.Len() {
+		one := e.Elem(i)
 		el := &one
 		_, dup := s.elems[idOf(el)]
 		c.check(!dup, "add", elemText(s.Set, el), unix.EEXIST)
@@ -271,18 +286,6 @@ func (c *change) addElems(e *ruleset.ElemChange) {
 		s.put(put)
 		c.check(s.Size == 0 || len(s.elems) <= s.Size, "add", elemText(s.Set, el), unix.ENFILE)
 	}
-}
-
-// elemsOf returns the elements of a change, packed or not.
-func elemsOf(e *ruleset.ElemChange) []ruleset.Element {
-	if e.Packed == nil {
-		return e.Elems
-	}
-	out := make([]ruleset.Element, e.Packed.Len())
-	for i := range out {
-		out[i] = e.Packed.Elem(i)
-	}
-	return out
 }
 
 func elemText(s *ruleset.Set, e *ruleset.Element) string {
