@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"strings"
 	"time"
@@ -197,7 +198,10 @@ func (c *Conn) Declarations(ctx context.Context, ref TableRef) ([]*ruleset.Set, 
 			return nil, err
 		}
 		sets, _, err := c.declarations(ref)
-		if !errors.Is(err, errInterrupted) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, nil // there is no table
+		case !errors.Is(err, errInterrupted):
 			return sets, err
 		}
 	}
