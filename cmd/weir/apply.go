@@ -25,17 +25,23 @@ type applyReport struct {
 }
 
 func (e *env) applyCmd() *cobra.Command {
-	return &cobra.Command{
+	var lockMeOut bool
+	c := &cobra.Command{
 		Use:   "apply",
 		Short: "Make the kernel do what the configuration says, once, and exit",
-		RunE:  func(c *cobra.Command, _ []string) error { return e.apply(c.Context()) },
+		RunE:  func(c *cobra.Command, _ []string) error { return e.apply(c.Context(), lockMeOut) },
 	}
+	addLockFlag(c.Flags(), &lockMeOut)
+	return c
 }
 
-func (e *env) apply(ctx context.Context) error {
+func (e *env) apply(ctx context.Context, lockMeOut bool) error {
 	defer e.progress("applying " + e.config)()
 	cfg, err := config.Load(e.config)
 	if err != nil {
+		return err
+	}
+	if err := (guard{lockMeOut, sshSession()}).check(e.config, cfg); err != nil {
 		return err
 	}
 	k, err := openKernel(true)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 
 	"github.com/spf13/cobra"
@@ -22,7 +21,7 @@ import (
 
 func (e *env) explainCmd() *cobra.Command {
 	var from, to string
-	var live, local bool
+	var o explainOptions
 	c := &cobra.Command{
 		Use:   "explain --from ADDRESS:PORT --to ADDRESS:PORT[/PROTOCOL]",
 		Short: "Follow a packet through the rules and say where it goes, and why",
@@ -36,14 +35,23 @@ func (e *env) explainCmd() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return e.explain(c.Context(), t, live, local)
+			return e.explain(c.Context(), t, o)
 		},
 	}
 	c.Flags().StringVar(&from, "from", "", "the client's `ADDRESS:PORT`")
 	c.Flags().StringVar(&to, "to", "", "where it wants to: `ADDRESS:PORT/PROTOCOL`")
-	c.Flags().BoolVar(&live, "live", false, "look at the kernel too: known connections, sticky clients, own addresses")
-	c.Flags().BoolVar(&local, "local", false, "the packet is sent by this box itself")
+	c.Flags().BoolVar(&o.live, "live", false, "look at the kernel too: known connections, sticky clients, own addresses, devices")
+	c.Flags().BoolVar(&o.local, "local", false, "the packet is sent by this box itself")
+	c.Flags().BoolVar(&o.box, "box", false, "the destination is an address of this box")
+	c.Flags().StringVar(&o.in, "in", "", "the `DEVICE` by which the packet comes in")
+	c.Flags().StringVar(&o.out, "out", "", "the `DEVICE` by which it leaves")
 	return c
+}
+
+// explainOptions are the flags of `weir explain` beside the addresses.
+type explainOptions struct {
+	live, local, box bool
+	in, out          string
 }
 
 // explainReport is the JSON of `weir explain`.
@@ -55,17 +63,20 @@ type explainReport struct {
 	Drift bool `json:"drift"`
 }
 
-func (e *env) explain(ctx context.Context, t flow.Tuple, live, local bool) error {
+func (e *env) explain(ctx context.Context, t flow.Tuple, o explainOptions) error {
 	defer e.progress("following the packet")()
 	cfg, err := config.Load(e.config)
 	if err != nil {
 		return err
 	}
-	packet := ruleset.Packet{Src: t.Src, Dst: t.Dst, Proto: model.Proto(t.Proto), Local: local}
-	rep := explainReport{Live: live}
+	packet := ruleset.Packet{Src: t.Src, Dst: t.Dst, Proto: model.Proto(t.Proto), Local: o.local, In: o.in, Out: o.out}
+	rep := explainReport{Live: o.live}
+	if o.box {
+		packet.ToLocal = func(a netip.Addr) bool { return a == t.Dst.Addr() }
+	}
 	var env ruleset.Env
 	p := plan.Build(cfg, nil)
-	if live {
+	if o.live {
 		k, err := openKernel(false)
 		if err != nil {
 			return err
@@ -124,17 +135,16 @@ func lookAround(ctx context.Context, packet *ruleset.Packet) error {
 	if err != nil {
 		return err
 	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return err
+	own := ownAddrs()
+	if packet.ToLocal == nil {
+		packet.ToLocal = func(a netip.Addr) bool { return own[a] }
 	}
-	own := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			own[p.Addr()] = true
-		}
+	if packet.In == "" && !packet.Local {
+		packet.In = deviceTo(packet.Src.Addr())
 	}
-	packet.ToLocal = func(a netip.Addr) bool { return own[a] }
+	if packet.Out == "" {
+		packet.Out = deviceTo(packet.Dst.Addr())
+	}
 	return nil
 }
 
@@ -162,7 +172,17 @@ func (e *env) printExplain(rep explainReport) error {
 // conclusion says in one sentence what becomes of the packet.
 func conclusion(x plan.Explanation) string {
 	packet := fmt.Sprintf("%s from %s to %s", x.Protocol, x.From, x.To)
+	by := ""
+	if x.Access != nil {
+		by = x.Access.By
+	}
 	switch {
+	case x.Access != nil && x.Access.Verdict != string(ruleset.AcceptPacket):
+		return fmt.Sprintf("=> %s: dropped (%s)", packet, by)
+	case x.Forward == model.ForwardLocal.String() && x.Verdict == string(ruleset.Accepted):
+		return fmt.Sprintf("=> %s: %s gets it, a program on this box", packet, x.Service)
+	case x.Service == "" && by != "":
+		return fmt.Sprintf("=> %s: let through (%s); no service listens there", packet, by)
 	case x.Service == "":
 		return fmt.Sprintf("=> %s: no service listens there; weir leaves the packet alone", packet)
 	case x.Verdict == string(ruleset.Dropped):

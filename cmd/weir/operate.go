@@ -148,19 +148,22 @@ func (e *env) pending(applied bool) {
 }
 
 func (e *env) reloadCmd() *cobra.Command {
-	return &cobra.Command{
+	var lockMeOut bool
+	c := &cobra.Command{
 		Use:   "reload",
 		Short: "Have the running weir load its configuration again",
 		Long: `Have the running weir load its configuration again: the file that weir run was given.
 One with mistakes is refused with all of them (exit code 2), and the last good one stays.`,
-		RunE: func(c *cobra.Command, _ []string) error { return e.reload(c.Context()) },
+		RunE: func(c *cobra.Command, _ []string) error { return e.reload(c.Context(), lockMeOut) },
 	}
+	addLockFlag(c.Flags(), &lockMeOut)
+	return c
 }
 
-func (e *env) reload(ctx context.Context) error {
+func (e *env) reload(ctx context.Context, lockMeOut bool) error {
 	defer e.progress("waiting for weir")()
 	return ask(func(w *api.Client) error {
-		r, err := w.Reload(ctx)
+		r, err := w.Reload(ctx, api.ReloadRequest{LockMeOut: lockMeOut, SSHConnection: sshSession()})
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,8 @@ import (
 type runOptions struct {
 	group string // who may speak to weir, besides its own user
 	state string // the file that keeps operators' words
+
+	lockMeOut bool // no configuration is refused for locking its owner out
 }
 
 func (e *env) runCmd() *cobra.Command {
@@ -45,6 +47,7 @@ When it stops, or is killed, the kernel goes on with the rules as they are.`,
 	}
 	c.Flags().StringVar(&o.group, "group", "", "`GROUP` that may use weir's socket too; else only its own user and root")
 	c.Flags().StringVar(&o.state, "state", stateFile(), "`FILE` that keeps what operators say across restarts")
+	addLockFlag(c.Flags(), &o.lockMeOut)
 	return c
 }
 
@@ -71,6 +74,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	}
 	defer flows.Close()
 	known, save := openMemory(o.state, log)
+	held := &guards{now: guard{o.lockMeOut, sshSession()}}
 	results := engine.NewInbox()
 	checks := health.NewProber(results.Put, health.Options{})
 	defer checks.Close()
@@ -79,12 +83,12 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return needsRights(err)
 	}
 	defer nudges.Close()
-	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log), Reload: hangUps(ctx), Events: events, Log: log,
+	loop := &engine.Loop{Engine: k.Engine, Load: e.loader(log, held), Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
 		Memory: known, Save: save, Journal: engine.NewJournal(),
 		Notify: func(state string) { notify(log, state) }}
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, group, log)
+	stopped, err := e.listen(ctx, loop, held, group, log)
 	if err != nil {
 		return err
 	}
@@ -129,10 +133,19 @@ func (n nudges) Close() {
 	n.kernel.Close()
 }
 
-// loader returns what reads the configuration.
-func (e *env) loader(log *slog.Logger) func() (*model.Config, error) {
+// loader returns what reads the configuration. Once one was taken, whoever started weir may
+// have gone: from then on a session counts that asks for a load itself.
+func (e *env) loader(log *slog.Logger, held *guards) func() (*model.Config, error) {
+	first := true
 	return func() (*model.Config, error) {
 		cfg, err := config.Load(e.config)
+		if err == nil {
+			err = held.get().check(e.config, cfg)
+		}
+		if err == nil && first {
+			first = false
+			held.set(guard{lockMeOut: held.get().lockMeOut})
+		}
 		if err == nil {
 			for _, w := range forwarding(cfg) {
 				log.Warn(w)
@@ -181,7 +194,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, held *guards, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -202,7 +215,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slo
 		flows.Close()
 		return nil, err
 	}
-	server := api.New(&control{loop, counters, engine.Conntrack{Conn: flows}, log}, version, log)
+	server := api.New(&control{loop, held, counters, engine.Conntrack{Conn: flows}, log}, version, log)
 	done := make(chan error, 1)
 	go func() {
 		err := server.Serve(ctx, l)
@@ -217,6 +230,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, group int, log *slo
 // it.
 type control struct {
 	*engine.Loop
+	held     *guards
 	counters engine.Counters
 	flows    engine.Connections
 	log      *slog.Logger
@@ -230,6 +244,11 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 		live = nil // the rest is worth showing
 	}
 	return view.Status(ctx, c.counters, live, service)
+}
+
+// ReloadNow implements api.Controller.
+func (c *control) ReloadNow(ctx context.Context, r api.ReloadRequest) error {
+	return c.held.reload(ctx, c.Loop, r)
 }
 
 // Since implements api.Controller.

@@ -111,6 +111,9 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 			}
 			row(s.Name, b.Address, state, strconv.Itoa(b.Weight), fmt.Sprintf("%.0f%%", 100*b.Share), open, b.Traffic, note(b, now))
 		}
+		for _, l := range s.Listeners {
+			row(s.Name, l.Listen, s.Forward, "-", "-", "-", l.Traffic, "")
+		}
 		if s.Former != (engine.Traffic{}) {
 			row(s.Name, "(former)", "-", "-", "-", "-", s.Former, "")
 		}
@@ -119,8 +122,43 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 			open = strconv.Itoa(active)
 		}
 		row(s.Name, "total", "-", "-", "-", open, s.Total, "")
+		if s.Track == "none" { // without conntrack nobody knows what is new
+			for _, r := range rows[len(rows)-1-len(s.Listeners):] {
+				r[5] = "-"
+			}
+		}
 	}
-	return e.table("SERVICE BACKEND STATE WEIGHT SHARE NEW ACTIVE PACKETS-IN BYTES-IN PACKETS-OUT BYTES-OUT", rows, notes)
+	err := e.table("SERVICE BACKEND STATE WEIGHT SHARE NEW ACTIVE PACKETS-IN BYTES-IN PACKETS-OUT BYTES-OUT", rows, notes)
+	if err != nil || st.Edge == nil {
+		return err
+	}
+	return e.printEdge(st.Edge)
+}
+
+// printEdge writes what the access policy let pass and dropped.
+func (e *env) printEdge(st *engine.EdgeStatus) error {
+	fmt.Fprintf(e.stdout, "\nedge: policy %s, invalid flags %s\n", st.Policy, st.InvalidFlags)
+	var rows [][]string
+	row := func(what, by string, p engine.Passed) {
+		rows = append(rows, []string{what, by, strconv.FormatUint(p.Packets, 10), bytesText(p.Bytes)})
+	}
+	if st.Policy == "drop" {
+		row("let in", "management", st.Management)
+		for _, o := range st.Open {
+			row("let through", o.Name, o.Passed)
+		}
+	}
+	for _, d := range st.Dropped {
+		where := "in by " + d.In
+		if d.Out != "" {
+			where += ", out by " + d.Out
+		}
+		row("dropped", where, d.Passed)
+	}
+	for _, d := range st.BadFlags {
+		row("dropped", "in by "+d.In+", flags "+d.Flags, d.Passed)
+	}
+	return e.table("EDGE BY PACKETS BYTES", rows, make([]string, len(rows)))
 }
 
 // note says in a line why a backend is as it is, and how its last check ended.

@@ -9,7 +9,7 @@
 //	GET  /v1/version
 //	GET  /v1/status[?service=NAME]
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line
-//	POST /v1/reload
+//	POST /v1/reload                                    {"ssh_connection": "…"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
 //	POST /v1/backends/SERVICE/BACKEND/disable
@@ -38,7 +38,7 @@ type Controller interface {
 	Say(ctx context.Context, m engine.Member, change func(state.Word) state.Word, words string) error
 	// ReloadNow loads the configuration again. The error unwraps to config.Errors when
 	// the file is wrong.
-	ReloadNow(ctx context.Context) error
+	ReloadNow(ctx context.Context, r ReloadRequest) error
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }
@@ -64,6 +64,15 @@ type Backend struct {
 	// Applied says that the kernel does so. If it is false, weir tries again, and the
 	// events say what is in the way.
 	Applied bool `json:"applied"`
+}
+
+// ReloadRequest is how a configuration is loaded again. Its JSON form is a body.
+type ReloadRequest struct {
+	// SSHConnection is SSH_CONNECTION of the session that asks: a configuration that would
+	// cut it off is refused.
+	SSHConnection string `json:"ssh_connection,omitempty"`
+	// LockMeOut takes a configuration that would, or that leaves nobody a way in.
+	LockMeOut bool `json:"lock_me_out,omitempty"`
 }
 
 // Reloaded is what a reload brought.

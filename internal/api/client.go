@@ -56,8 +56,8 @@ func (c *Client) Status(ctx context.Context, service string) (engine.Status, err
 }
 
 // Reload has weir load its configuration again. Mistakes in it are in Error.Errors.
-func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
-	return ask[Reloaded](ctx, c, "POST", "/v1/reload", nil)
+func (c *Client) Reload(ctx context.Context, r ReloadRequest) (Reloaded, error) {
+	return ask[Reloaded](ctx, c, "POST", "/v1/reload", r)
 }
 
 // Drain takes a backend out once its connections have ended, or the deadline is over (0:

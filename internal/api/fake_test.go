@@ -111,7 +111,7 @@ func (f *fake) word(service, backend string) state.Word {
 	return f.words[engine.Member{Service: service, Backend: backend}]
 }
 
-func (f *fake) ReloadNow(context.Context) error { return f.reload }
+func (f *fake) ReloadNow(context.Context, api.ReloadRequest) error { return f.reload }
 
 func (f *fake) Since(seq uint64) ([]engine.Event, <-chan struct{}) { return f.journal.Since(seq) }
 

@@ -32,10 +32,11 @@ func (s *Server) status(ctx context.Context, r *http.Request) (any, error) {
 }
 
 func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {
-	if err := read(r, &struct{}{}); err != nil {
+	var body ReloadRequest
+	if err := read(r, &body); err != nil {
 		return nil, err
 	}
-	if err := s.weir.ReloadNow(ctx); err != nil {
+	if err := s.weir.ReloadNow(ctx, body); err != nil {
 		return nil, err
 	}
 	view, err := s.weir.View(ctx)

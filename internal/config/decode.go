@@ -22,6 +22,7 @@ type decoder struct {
 	listens  []listenAt     // of all services
 	assigns  []assignAt
 	devices  []groupDevice
+	edges    edgeReader
 	services bool // the key was there
 	bad      bool // the text is no mapping, or could not be read to its end
 }
@@ -130,6 +131,8 @@ func (d *decoder) Entry(key, value yaml.Node) bool {
 		d.cfg.MarkMask = uint32(d.number(value, w, 1, math.MaxUint32))
 	case "interfaces":
 		d.interfaces(value, w)
+	case "edge":
+		d.edge(value, w)
 	case "services":
 		d.services = true
 		if value.Kind() != yaml.Sequence {

@@ -27,6 +27,7 @@ func Marshal(cfg *model.Config) []byte {
 			fmt.Fprintf(&b, "  %q: %s\n", name, quotedList(cfg.Interfaces[name]))
 		}
 	}
+	marshalEdge(&b, cfg.Edge)
 	if len(cfg.Services) == 0 {
 		b.WriteString("services: []\n")
 		return b.Bytes()
@@ -45,6 +46,10 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 		listen[i] = l.String()
 	}
 	fmt.Fprintf(b, "    listen: %s\n", quotedList(listen))
+	if s.Local() {
+		marshalLocal(b, s)
+		return
+	}
 	if s.Balance != model.RoundRobin {
 		fmt.Fprintf(b, "    balance: %s\n", s.Balance)
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -26,6 +27,7 @@ var equalModels = cmp.Options{
 		return checks && a == b
 	}),
 	cmp.Comparer(func(a, b model.SourceNAT) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmpopts.EquateEmpty(),
 }
 

@@ -20,13 +20,15 @@ type fileKeys struct {
 	HashSeed   uint32        `json:"hash_seed,omitempty" jsonschema:"minimum=0,maximum=4294967295,default=2003134834" jsonschema_description:"Seed of every hash: which backend a client gets with balance maglev or source depends on it. The same on every node of a group. 0 to 4294967295, also in hexadecimal (0x5eed1234). Default: 2003134834 (0x77656972)."`
 	MarkMask   uint32        `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
 	Interfaces groups        `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
+	Edge       edgeKeys      `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
 	Services   []serviceKeys `json:"services" jsonschema_description:"The services. A list without entries is written [] and is allowed."`
 }
 
 type serviceKeys struct {
 	Name        string         `json:"name" jsonschema:"pattern=^[A-Za-z0-9][A-Za-z0-9_.-]{0\\,62}$" jsonschema_description:"Name of the service, by which commands and metrics know it. Unique. Letters, digits, dot, dash and underscore; begins with a letter or digit; at most 63 bytes."`
 	Listen      oneOrMore      `json:"listen" jsonschema_description:"What clients connect to: ADDRESS:PORTS/PROTOCOL, one or a list. PORTS are ports and ranges with commas between them (80,443,8000-8010). PROTOCOL is tcp, udp or sctp; default: tcp. An IPv6 address stands in brackets. No two services may listen on the same address, port and protocol."`
-	Forward     string         `json:"forward,omitempty" jsonschema:"enum=nat,default=nat" jsonschema_description:"How packets reach the backend. nat: the destination is rewritten, and answers come back through this machine. Default: nat."`
+	Forward     string         `json:"forward,omitempty" jsonschema:"default=nat" jsonschema_description:"How packets reach who serves them. nat: the destination is rewritten to a backend's, and answers come back through this machine. local: a program on this machine serves them; there are no backends. Default: nat."`
+	Track       string         `json:"track,omitempty" jsonschema:"default=conntrack" jsonschema_description:"Whether the kernel's connection tracking sees the packets. conntrack: yes. none: packets to and from the listeners are kept out of it, and let in, by one look-up each way; only with forward: local. Default: conntrack."`
 	Balance     string         `json:"balance,omitempty" jsonschema:"default=round-robin" jsonschema_description:"How a backend is chosen for a new connection. round-robin: in turn, by weight. random: at random, by weight. maglev: by a consistent hash of the client's address and port. source: by a consistent hash of the client's address, so that a client keeps its backend. Default: round-robin."`
 	Source      sourceKeys     `json:"source,omitempty" jsonschema_description:"What the backend sees as the client's address. keep: the client's own; the backend's way back must lead through this machine. masquerade: the address of this machine's outgoing device. Or a fixed address, or a list with one for each family that the service listens on. Default: keep."`
 	Sticky      string         `json:"sticky,omitempty" jsonschema:"default=off" jsonschema_description:"For how long after its last connection a client (source address) is sent to the same backend again: 1s to 24h, such as 90s, 10m, 1h30m or 1d. off: not at all. Default: off."`
@@ -36,7 +38,7 @@ type serviceKeys struct {
 	MinHealthy  string         `json:"min_healthy,omitempty" jsonschema:"pattern=^[0-9]{1\\,3}(\\.[0-9]{1\\,2})?%$,default=0%" jsonschema_description:"Part of the backends, 0% to 100%, below which too few are up: then backups take part, and with when_all_down: fail-open those that are down. Needs a check. Default: 0%; when none is up."`
 	OnDown      string         `json:"on_down,omitempty" jsonschema:"default=keep" jsonschema_description:"What happens to the connections of a backend that goes down. keep: nothing; they may live longer than the check believes. reset: TCP clients get a reset at once, UDP flows move to another backend. Default: keep."`
 	Assign      string         `json:"assign,omitempty" jsonschema_description:"Network device, or group with exactly one, that is given the listen addresses while weir runs. Default: none; the addresses are routed to this machine by other means."`
-	Backends    []backendEntry `json:"backends" jsonschema:"maxItems=4096" jsonschema_description:"The servers. A service without any is written [] and does what when_all_down says."`
+	Backends    []backendEntry `json:"backends,omitempty" jsonschema:"maxItems=4096" jsonschema_description:"The servers. A service without any is written [] and does what when_all_down says. Must be there, but for forward: local, which has none."`
 }
 
 type backendKeys struct {
@@ -156,7 +158,8 @@ func (codesKeys) JSONSchema() *jsonschema.Schema {
 // JSONSchemaExtend lists the words of the keys whose words the model knows.
 func (serviceKeys) JSONSchemaExtend(s *jsonschema.Schema) {
 	for key, words := range map[string][]string{
-		"balance": model.BalanceNames(), "when_all_down": allDownWords, "on_down": onDownWords,
+		"balance": model.BalanceNames(), "forward": model.ForwardNames(), "track": trackWords,
+		"when_all_down": allDownWords, "on_down": onDownWords,
 	} {
 		p, _ := s.Properties.Get(key)
 		setWords(p, words)
@@ -195,6 +198,8 @@ var (
 	backendAllowed = keysOf[backendKeys]()
 	checkAllowed   = keysOf[checkKeys]()
 	udpAllowed     = keysOf[udpKeys]()
+	edgeAllowed    = keysOf[edgeKeys]()
+	openAllowed    = keysOf[openKeys]()
 )
 
 func keysOf[T any]() []string {

@@ -26,6 +26,8 @@ type serviceReader struct {
 	minHealthy place
 	slowStart  place
 	unsure     bool // what says how health is used has a mistake in it
+
+	said []saidKey // the keys, in the order of the text
 }
 
 type place struct {
@@ -42,6 +44,7 @@ func (d *decoder) service(w where, n yaml.Node) {
 	r := &serviceReader{decoder: d, w: w, at: n.Pos(), s: &model.Service{}}
 	var has struct{ name, listen, backends bool }
 	for k, v := range n.Pairs() {
+		r.said = append(r.said, saidKey{k.Text(), k.Pos(), r.w.in(k.Text())})
 		switch w := r.w.in(k.Text()); k.Text() {
 		case "name":
 			has.name = true
@@ -58,9 +61,10 @@ func (d *decoder) service(w where, n yaml.Node) {
 	}
 	r.missing(has.name, "name", "want a name, such as name: web")
 	r.missing(has.listen, "listen", `want an address, such as listen: "198.51.100.10:80/tcp"`)
-	r.missing(has.backends, "backends", "want a list, backends: [] for a service without any")
+	r.missing(has.backends || r.s.Local(), "backends", "want a list, backends: [] for a service without any")
 	d.addListens(r.listenAt)
-	if !r.broken {
+	r.checkForward()
+	if !r.broken && !r.s.Local() {
 		r.check()
 		if !r.unsure {
 			r.checkHealth()
@@ -74,6 +78,8 @@ func (r *serviceReader) option(k, v yaml.Node, w where) {
 	switch k.Text() {
 	case "forward":
 		r.forward(v, w)
+	case "track":
+		r.track(v, w)
 	case "balance":
 		i, _ := r.word(v, w, model.BalanceNames())
 		r.s.Balance = model.Balance(i)
@@ -155,15 +161,6 @@ func (r *serviceReader) name(n yaml.Node, w where) {
 	}
 	r.s.Name = s
 	r.names[r.s.Name] = n.Pos().Line
-}
-
-func (r *serviceReader) forward(n yaml.Node, w where) {
-	switch n.Text() {
-	case "direct", "local":
-		r.addf(n, w, "%s is not in this release; allowed: nat", quote(n.Text()))
-	default:
-		r.word(n, w, []string{"nat"})
-	}
 }
 
 func (r *serviceReader) listen(n yaml.Node, w where) {

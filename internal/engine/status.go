@@ -19,15 +19,19 @@ import (
 type Status struct {
 	Loaded   bool            `json:"loaded"` // weir's rules are in the kernel
 	Services []ServiceStatus `json:"services"`
+	Edge     *EdgeStatus     `json:"edge,omitempty"` // nil: the file says nothing of it
 }
 
 // ServiceStatus is the share of one service.
 type ServiceStatus struct {
 	Name     string          `json:"name"`
-	Forward  string          `json:"forward"`
-	Balance  string          `json:"balance"`
+	Forward  string          `json:"forward"`         // "nat" or "local"
+	Track    string          `json:"track,omitempty"` // of a local one: "conntrack" or "none"
+	Balance  string          `json:"balance"`         // "" of a local one
 	Listen   []string        `json:"listen"`
 	Backends []BackendStatus `json:"backends"`
+	// Listeners are those of a local service, which has no backends.
+	Listeners []ListenerStatus `json:"listeners,omitempty"`
 	// Former sums up backends that were counted and are in the file no more.
 	Former Traffic `json:"former"`
 	Total  Traffic `json:"total"`
@@ -86,15 +90,29 @@ type Counters interface {
 // ReadStatus returns the status of the services of p. A kernel without weir's rules gives
 // one in which nothing was counted.
 func ReadStatus(ctx context.Context, k Counters, p *plan.Plan) (Status, error) {
-	return readStatus(ctx, k, p.Config, p.Counted())
+	return readStatus(ctx, k, p.Config, p)
 }
 
-func readStatus(ctx context.Context, k Counters, cfg *model.Config, counted []plan.Counted) (Status, error) {
+// readStatus is the status of the services of cfg, which p may know by other weights.
+func readStatus(ctx context.Context, k Counters, cfg *model.Config, p *plan.Plan) (Status, error) {
 	st := newStatus(cfg)
 	book := newBook(cfg)
 	table := Tables[0]
-	for _, c := range counted {
+	edge := st.Edge
+	if p.Config.Edge != cfg.Edge {
+		edge = nil // a file that is not applied yet: its rules are others
+	}
+	defer edge.sort()
+	for _, c := range p.Counted() {
 		err := k.Elements(ctx, table, c.Set, func(e nft.Elem) bool {
+			switch {
+			case c.What >= plan.Opened:
+				edge.take(c, e, p.OpenRule)
+				return true
+			case c.What >= plan.ListenerConnections:
+				st.serve(book, c, e)
+				return true
+			}
 			pair := plan.ParsePair(c.Family, e.Key)
 			t := traffic(c.What, e.Counter)
 			if at, ok := book.find(pair); ok {
@@ -124,13 +142,14 @@ func traffic(what plan.What, c nft.Counter) Traffic {
 }
 
 func newStatus(cfg *model.Config) Status {
-	st := Status{Services: make([]ServiceStatus, len(cfg.Services))}
+	st := Status{Services: make([]ServiceStatus, len(cfg.Services)), Edge: newEdgeStatus(cfg.Edge)}
 	for i, s := range cfg.Services {
 		ss := &st.Services[i]
-		*ss = ServiceStatus{Name: s.Name, Forward: "nat", Balance: s.Balance.String(), Listen: []string{}, Backends: []BackendStatus{}}
+		*ss = ServiceStatus{Name: s.Name, Forward: s.Forward.String(), Balance: s.Balance.String(), Listen: []string{}, Backends: []BackendStatus{}}
 		for _, l := range s.Listen {
 			ss.Listen = append(ss.Listen, l.String())
 		}
+		ss.describeLocal(s)
 		sum := map[model.Family]int{}
 		for _, b := range s.Backends {
 			sum[b.Family()] += b.Weight

@@ -19,7 +19,7 @@ type View struct {
 	Checks   map[Member]Health          // of the backends that are asked
 	Applied  bool                       // the kernel does all that; else it is tried again
 
-	counted []plan.Counted
+	plan *plan.Plan // the last that was applied; nil before the first
 }
 
 // View waits until the loop has tried to apply what it was told before, and returns what
@@ -34,9 +34,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		for m, t := range l.trackers {
 			v.Checks[m] = Health{true, t.Snapshot()}
 		}
-		if p := l.Engine.Plan(); p != nil {
-			v.counted = p.Counted()
-		}
+		v.plan = l.Engine.Plan()
 	})
 	return v, err
 }
@@ -49,7 +47,12 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	if name != "" {
 		cfg.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool { return s.Name != name })
 	}
-	st, err := readStatus(ctx, k, &cfg, v.counted)
+	st, err := newStatus(&cfg), error(nil)
+	if v.plan != nil {
+		st, err = readStatus(ctx, k, &cfg, v.plan)
+	} else {
+		st.Loaded = true // as far as was asked
+	}
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

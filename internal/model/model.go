@@ -36,6 +36,7 @@ type Config struct {
 	MarkMask   uint32              // bits of packet and connection marks that weir may use
 	Interfaces map[string][]string // interface groups: name to device names
 	Services   []*Service          // in file order; names are unique
+	Edge       *Edge               // what may reach and pass the box; nil: weir restricts nothing
 }
 
 // Family is an IP version: 4 or 6.
@@ -245,6 +246,8 @@ func (o OnDown) String() string { return [...]string{"keep", "reset"}[o] }
 type Service struct {
 	Name        string
 	Listen      []Listen // at least one; no two overlap, in this service or another
+	Forward     Forward
+	Untracked   bool // conntrack does not see its packets; ForwardLocal only
 	Balance     Balance
 	Source      SourceNAT
 	Sticky      time.Duration // 0: off; else idle time after which a client is forgotten
@@ -287,7 +290,7 @@ func (c *Config) Service(name string) *Service {
 
 // Equal reports whether the two services are the same in all that they say.
 func (s *Service) Equal(o *Service) bool {
-	return s.Name == o.Name && s.Balance == o.Balance && s.Source == o.Source &&
+	return s.Name == o.Name && s.Forward == o.Forward && s.Untracked == o.Untracked && s.Balance == o.Balance && s.Source == o.Source &&
 		s.Sticky == o.Sticky && s.WhenAllDown == o.WhenAllDown && s.Assign == o.Assign &&
 		s.SlowStart == o.SlowStart && s.MinHealthy == o.MinHealthy && s.OnDown == o.OnDown &&
 		s.Check.Equal(o.Check) && slices.Equal(s.Listen, o.Listen) &&
@@ -303,6 +306,9 @@ func (s *Service) Equal(o *Service) bool {
 func (c *Config) Reuse(prev *Config) {
 	if prev == nil {
 		return
+	}
+	if c.Edge.Equal(prev.Edge) {
+		c.Edge = prev.Edge
 	}
 	var byName map[string]*Service
 	for i, s := range c.Services {

@@ -14,6 +14,7 @@ type load struct {
 	dir     int8   // ct: the direction, or noDir
 	nfproto uint8  // the family that must have been matched, 0 for any: nft adds the match itself
 	l4      bool   // a protocol must have been matched
+	l4proto uint8  // and it must have been this one; 0 for any
 }
 
 const noDir = -1
@@ -35,6 +36,11 @@ var loads = [...]load{
 	ruleset.CtReplySaddr4: {expr: "ct", key: unix.NFT_CT_SRC_IP, dir: 1},
 	ruleset.CtReplySaddr6: {expr: "ct", key: unix.NFT_CT_SRC_IP6, dir: 1},
 	ruleset.CtReplySPort:  {expr: "ct", key: unix.NFT_CT_PROTO_SRC, dir: 1, l4: true},
+	ruleset.IIFName:       {expr: "meta", key: unix.NFT_META_IIFNAME},
+	ruleset.OIFName:       {expr: "meta", key: unix.NFT_META_OIFNAME},
+	ruleset.TCPFlags:      {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 13, n: 1, l4proto: unix.IPPROTO_TCP},
+	ruleset.ICMPType:      {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 0, n: 1, l4proto: unix.IPPROTO_ICMP},
+	ruleset.ICMP6Type:     {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 0, n: 1, l4proto: unix.IPPROTO_ICMPV6},
 }
 
 // size returns the bytes the value of e takes in registers.
@@ -123,7 +129,7 @@ func (r *ruleEnc) field(f ruleset.Field, word int) {
 	if l.nfproto != 0 && l.nfproto != r.nfproto {
 		r.fail("%s needs a match of its family (meta nfproto) before it", ruleset.Key{f})
 	}
-	if l.l4 && r.l4proto == 0 {
+	if l.l4 && r.l4proto == 0 || l.l4proto != 0 && r.l4proto != l.l4proto {
 		r.fail("%s needs a match of the protocol (meta l4proto) before it", ruleset.Key{f})
 	}
 	e := r.open(l.expr)

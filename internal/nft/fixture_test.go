@@ -84,7 +84,9 @@ func full() *rs.Ruleset {
 	t.Chains = append(t.Chains, &rs.Chain{Name: "learn", Rules: []rs.Rule{
 		rule("learn both", rs.IsFamily(v4.Family), rs.IsProto(model.TCP), rs.Update{Set: "sticky-both4", Timeout: time.Hour,
 			Key: rs.Key{rs.Const(9 << 20), rs.CtOrigDPort, v4.saddr}, Data: rs.Concat{v4.daddr, rs.DPort}})}})
-	t.Chains = append(t.Chains, bases()...)
+	sets, chains := edgeFixture()
+	t.Sets = append(t.Sets, sets...)
+	t.Chains = append(append(t.Chains, bases()...), chains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

@@ -76,6 +76,13 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.noSYN()
 	case ruleset.Notrack:
 		r.close(r.open("notrack"))
+	case ruleset.CtState:
+		r.ctState(s)
+	case ruleset.OnLoopback:
+		r.onLoopback(s)
+	case ruleset.OutDevice:
+		r.field(ruleset.OIFName, r.alloc(16))
+		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))
 	case ruleset.InSet:
 		r.lookup(s.Set, r.newKey(s.Key), -1, false)
 	case ruleset.VMap:

@@ -51,6 +51,11 @@ var types = [...]typeInfo{
 	ruleset.Protocol: {12, orderNone, orderHost, typeofUD(exprMeta, unix.NFT_META_L4PROTO)},
 	ruleset.Port:     {13, orderNetwork, orderNetwork, typeofUD(exprPayload, 11, 2)},
 	ruleset.Integer:  {4, orderHost, orderHost, typeofUD(exprNumgen, unix.NFT_NG_INCREMENTAL, 2, 0)},
+
+	ruleset.IfName:        {id: 41, order: orderHost},
+	ruleset.TCPFlagByte:   {id: 15, order: orderNetwork},
+	ruleset.ICMPTypeByte:  {id: 14, order: orderNetwork},
+	ruleset.ICMP6TypeByte: {id: 29, order: orderNetwork},
 }
 
 // maxFields is how many fields a key type can say: it has 32 bits, six for each.

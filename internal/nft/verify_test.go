@@ -62,6 +62,14 @@ var edits = []struct {
 	{"input", 0, "status dnat", "status snat"},
 	{"input", 0, "status dnat", "status != dnat"},
 	{"input", 1, "goto refuse", "goto nothing"},
+	{"raw-out", 0, "notrack ", ""},
+	{"raw-out", 0, "meta oif", "meta iif"},
+	{"access", 0, "established,related", "established"},
+	{"access", 0, "established,related", "established,related,new"},
+	{"access", 1, "meta iif", "meta oif"},
+	{"access", 2, "tcp flags @flag-bytes", "tcp flags != @flag-bytes"},
+	{"access", 6, "iifname", "oifname"},
+	{"access", 7, `"eth1"`, `"eth2"`},
 }
 
 // compiled returns full without the rule that nft 1.0.6 compiles wrong; see raw.

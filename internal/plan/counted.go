@@ -15,18 +15,28 @@ const (
 	Connections What = iota // new connections, one packet each
 	Requests                // packets to backends
 	Replies                 // packets back from backends
+
+	ListenerConnections // new connections to listeners of the box, one packet each
+	ListenerIn          // packets to listeners of the box
+	ListenerOut         // packets from them
+	Opened              // packets that an open rule let pass
+	Managed             // packets that management let pass
+	DroppedIn           // packets to the box that the policy dropped, by device
+	DroppedForward      // packets through it, by the devices they come in and leave by
+	DroppedFlags        // TCP segments with flags that make no sense, by device and flags
 )
 
-// Counted is a set whose elements count by pair of listener and backend.
+// Counted is a set whose elements count: the first three kinds by pair of listener and
+// backend, listeners' by themselves, the rest by what they are about.
 type Counted struct {
 	What   What
-	Family model.Family
+	Family model.Family // 0 where addresses do not matter
 	Set    *ruleset.Set
 }
 
 // Counted returns the counted sets of the plan.
 func (p *Plan) Counted() []Counted {
-	var out []Counted
+	out := p.countedEdge()
 	for _, f := range families {
 		requests, replies := trafficSpecs(f)
 		for what, spec := range []setSpec{connectionsSpec(f), requests, replies} {

@@ -17,6 +17,10 @@ type Explanation struct {
 	Protocol string `json:"protocol"`
 	// Service is the service that listens there; "" if none does.
 	Service string `json:"service"`
+	// Forward is how the service forwards: "nat" or "local"; "" without a service.
+	Forward string `json:"forward"`
+	// Access is what the access policy says of the packet; nil where it says nothing.
+	Access *Access `json:"access,omitempty"`
 	// Established says that the packet belongs to a connection that the kernel knows.
 	Established bool `json:"established"`
 	// Verdict is "accept", "drop", "reject tcp-reset" or "reject icmp".
@@ -53,6 +57,9 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	if env.Next == nil {
 		env.Next = func(*ruleset.Rule, ruleset.Numgen) uint32 { undecided = true; return 0 }
 	}
+	if packet.ToLocal == nil {
+		packet.ToLocal = p.own
+	}
 	trace := p.Ruleset.Eval(packet, &env)
 	asked := packet.Dst
 	if packet.Conn != nil {
@@ -71,11 +78,12 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 		}
 		x.Steps = append(x.Steps, Step{string(s.Hook), s.Chain, s.Rule, s.Words, s.Detail, s.Matched})
 	}
+	x.Access = p.access(trace)
 	s := p.listener(asked, packet.Proto)
 	if s == nil {
 		return x
 	}
-	x.Service = s.Name
+	x.Service, x.Forward = s.Name, s.Forward.String()
 	switch {
 	case trace.Verdict != ruleset.Accepted:
 		return x

@@ -25,6 +25,7 @@ type Plan struct {
 	Ruleset *ruleset.Ruleset
 	Pools   []*Pool // in the order of the services, IPv4 before IPv6
 
+	edge   *edgePlan // nil where the configuration says nothing of the edge
 	units  map[*model.Service]*unit
 	places []place // of the services, in order
 	base   []*ruleset.Chain
@@ -43,16 +44,19 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	a := newAssembly(n, prev)
 	for i, place := range p.places {
 		s := cfg.Services[i]
-		u := prev.reuse(s, place, cfg.HashSeed)
+		u := prev.reuse(s, place, cfg)
 		if u == nil {
 			u = newUnit(s, place, cfg.HashSeed)
+			u.admit(cfg.Edge.Dropping())
 		}
 		p.units[s] = u
 		p.Pools = append(p.Pools, u.pools...)
 		a.add(u)
 	}
+	p.edge = prev.sameEdge(cfg.Edge)
+	a.addParts(p.edge.setParts())
 	p.sets = a.use
-	p.base = baseChains(p.sets)
+	p.base = append(baseChains(p.sets), edgeChains(p.sets, p.edge)...)
 	if prev != nil {
 		for i, c := range p.base {
 			p.base[i] = sameChain(prev.base, c)
@@ -85,8 +89,8 @@ func (p *Plan) samePlaces(cfg *model.Config) []place {
 	return p.places
 }
 
-func (p *Plan) reuse(s *model.Service, pl place, seed uint32) *unit {
-	if p == nil || p.Config.HashSeed != seed {
+func (p *Plan) reuse(s *model.Service, pl place, cfg *model.Config) *unit {
+	if p == nil || p.Config.HashSeed != cfg.HashSeed || p.Config.Edge.Dropping() != cfg.Edge.Dropping() {
 		return nil
 	}
 	if u := p.units[s]; u != nil && u.place == pl {
@@ -157,8 +161,19 @@ func (a *assembly) set(spec *setSpec) *gathered {
 }
 
 func (a *assembly) add(u *unit) {
-	for i := range u.parts {
-		sp := &u.parts[i]
+	a.addParts(u.parts)
+	a.chains = append(a.chains, u.chains...)
+	for _, c := range u.shared {
+		if !a.sources[c.Name] {
+			a.sources[c.Name] = true
+			a.chains = append(a.chains, c)
+		}
+	}
+}
+
+func (a *assembly) addParts(parts []setPart) {
+	for i := range parts {
+		sp := &parts[i]
 		if len(sp.part.Elems) == 0 && sp.spec.Size == 0 {
 			continue // no rule looks there
 		}
@@ -170,13 +185,6 @@ func (a *assembly) add(u *unit) {
 		}
 		if len(sp.part.Elems) > 0 {
 			g.Parts = append(g.Parts, sp.part)
-		}
-	}
-	a.chains = append(a.chains, u.chains...)
-	for _, c := range u.shared {
-		if !a.sources[c.Name] {
-			a.sources[c.Name] = true
-			a.chains = append(a.chains, c)
 		}
 	}
 }

@@ -55,6 +55,9 @@ type unit struct {
 
 func newUnit(s *model.Service, pl place, seed uint32) *unit {
 	u := &unit{service: s, place: pl, parts: make([]setPart, 0, 4)}
+	if s.Local() {
+		return u // admit adds what there is
+	}
 	for _, f := range s.Families() {
 		p := newPool(s, f, pl)
 		u.pools = append(u.pools, p)

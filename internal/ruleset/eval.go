@@ -21,6 +21,12 @@ type Packet struct {
 	// its connection, or never knew it, and takes the packet for the first of a new one.
 	Late  bool
 	Reply bool // with Conn: the packet goes from ReplySrc to ReplyDst
+
+	// In and Out are the devices by which the packet comes in and leaves; "": not known, and
+	// no rule that names one matches.
+	In, Out  string
+	Flags    uint8 // of a TCP segment; 0: SYN for the first packet of a connection, else ACK
+	ICMPType uint8 // of an ICMP or ICMPv6 message
 }
 
 // Conn is a tracked connection: the addresses of its first packet as that came in, and
@@ -64,6 +70,13 @@ type Trace struct {
 	Src, Dst   netip.AddrPort // the packet as it leaves, or was when it was refused
 	Conn       Conn           // its connection from then on
 	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
+	Found      []Found        // the elements of other sets that matched
+}
+
+// Found is an element of a set that a rule looked for and found.
+type Found struct {
+	Set  string
+	Elem Element
 }
 
 // Step is one rule that was looked at, or the translation that an established connection
@@ -73,6 +86,7 @@ type Step struct {
 	Chain   string
 	Rule    string // in nft syntax, without its comment
 	Words   string // what the rule did, or why it did nothing
+	Comment string // what the rule is for, as it says
 	Matched bool   // all of the rule's statements were reached and held
 	Detail  string // the look-ups and numbers on the way, separated by "; "
 }

@@ -157,6 +157,9 @@ func (x *ruleRun) field(f Field) (string, bool) {
 			return v, true
 		}
 	}
+	if v, ok := x.edgeField(f); ok {
+		return v, true
+	}
 	x.fail("the packet has no %s", fieldInfo[f].text)
 	return "", false
 }

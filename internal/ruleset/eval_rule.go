@@ -65,7 +65,7 @@ func (w *walk) rule(t *tableIndex, c *Chain, r *Rule) (v Verdict, ok bool) {
 		x.words = r.Comment + ": " + x.words
 	}
 	w.trace.Steps = append(w.trace.Steps, Step{
-		Hook: w.at, Chain: c.Name, Rule: r.body(), Words: x.words,
+		Hook: w.at, Chain: c.Name, Rule: r.body(), Words: x.words, Comment: r.Comment,
 		Matched: matched, Detail: strings.Join(x.detail, "; "),
 	})
 	return v, matched && v.Kind != ""
@@ -120,6 +120,12 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.noSYN()
 	case Notrack:
 		return x.notrack()
+	case CtState:
+		return x.ctState(s)
+	case OnLoopback:
+		return x.onLoopback(s)
+	case OutDevice:
+		return x.outDevice(s)
 	case InSet:
 		return x.inSet(s)
 	case VMap:
@@ -159,11 +165,11 @@ func (x *ruleRun) inSet(s InSet) (bool, Verdict) {
 		return false, Verdict{}
 	}
 	text := set.set.Key.Text(key, "")
-	if set.lookup(key) == nil {
-		if _, ok := x.dynamic(s.Set, key); !ok {
-			x.note("key %s not found in set %s", text, s.Set)
-			return x.fail("%s is not in %s", text, s.Set)
-		}
+	if e := set.lookup(key); e != nil {
+		x.trace.Found = append(x.trace.Found, Found{s.Set, *e})
+	} else if _, ok := x.dynamic(s.Set, key); !ok {
+		x.note("key %s not found in set %s", text, s.Set)
+		return x.fail("%s is not in %s", text, s.Set)
 	}
 	x.note("key %s found in set %s", text, s.Set)
 	return x.hold("%s is in %s", text, s.Set)

@@ -180,6 +180,12 @@ func (t Type) text(v string) string {
 		return model.Proto(v[0]).String()
 	case Port:
 		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
+	case IfName:
+		return `"` + DeviceOf(v) + `"`
+	case TCPFlagByte:
+		return flagsText(v[0])
+	case ICMPTypeByte, ICMP6TypeByte:
+		return strconv.Itoa(int(v[0]))
 	}
 	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32([]byte(v))), 10)
 }
@@ -242,6 +248,15 @@ func stmtText(s Stmt) string {
 		return "tcp flags & syn == 0"
 	case Notrack:
 		return "notrack"
+	case CtState:
+		return "ct state " + s.States.String()
+	case OnLoopback:
+		if s.Out {
+			return `meta oif "lo"`
+		}
+		return `meta iif "lo"`
+	case OutDevice:
+		return `oifname "` + s.Name + `"`
 	case InSet:
 		return s.Key.String() + " @" + s.Set
 	case VMap:

@@ -32,6 +32,11 @@ const (
 	CtReplySaddr4                  // ct reply ip saddr
 	CtReplySaddr6                  // ct reply ip6 saddr
 	CtReplySPort                   // ct reply proto-src; as CtOrigDPort
+	IIFName                        // iifname, by which the packet came in
+	OIFName                        // oifname, by which it leaves
+	TCPFlags                       // tcp flags, 1 byte; the protocol must be matched before it
+	ICMPType                       // icmp type, as TCPFlags
+	ICMP6Type                      // icmpv6 type, as TCPFlags
 )
 
 var fieldInfo = [...]struct {
@@ -54,6 +59,11 @@ var fieldInfo = [...]struct {
 	CtReplySaddr4: {"ct reply ip saddr", IPv4Addr},
 	CtReplySaddr6: {"ct reply ip6 saddr", IPv6Addr},
 	CtReplySPort:  {"ct reply proto-src", Port},
+	IIFName:       {"iifname", IfName},
+	OIFName:       {"oifname", IfName},
+	TCPFlags:      {"tcp flags", TCPFlagByte},
+	ICMPType:      {"icmp type", ICMPTypeByte},
+	ICMP6Type:     {"icmpv6 type", ICMP6TypeByte},
 }
 
 // Type returns the type of the field's value.

@@ -4,12 +4,7 @@ package ruleset
 // not set. The protocol must be matched before it.
 type NoSYN struct{}
 
-// Notrack keeps the packet from conntrack, which then neither finds nor makes a
-// connection for it. It belongs in a chain of a priority below conntrack's own, -200.
-type Notrack struct{}
-
-func (NoSYN) stmt()   {}
-func (Notrack) stmt() {}
+func (NoSYN) stmt() {}
 
 // noSYN tells by what the packet is, for a Packet has no flags: the first one of a
 // connection is its SYN, unless Packet.Late says otherwise.
@@ -18,9 +13,4 @@ func (x *ruleRun) noSYN() (bool, Verdict) {
 		return x.fail("the packet asks for a new connection")
 	}
 	return x.hold("the packet does not ask for a new connection")
-}
-
-func (x *ruleRun) notrack() (bool, Verdict) {
-	x.untracked = !x.tracked
-	return x.hold("conntrack does not see the packet")
 }

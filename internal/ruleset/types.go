@@ -10,11 +10,15 @@ type Type uint8
 
 // The types in use. Their numbers are weir's own; internal/nft knows the kernel's.
 const (
-	IPv4Addr Type = iota + 1 // 4 bytes, network order
-	IPv6Addr                 // 16 bytes
-	Protocol                 // 1 byte, IANA protocol number
-	Port                     // 2 bytes, network order
-	Integer                  // 4 bytes, host order
+	IPv4Addr      Type = iota + 1 // 4 bytes, network order
+	IPv6Addr                      // 16 bytes
+	Protocol                      // 1 byte, IANA protocol number
+	Port                          // 2 bytes, network order
+	Integer                       // 4 bytes, host order
+	IfName                        // 16 bytes, the name of a device and zeros
+	TCPFlagByte                   // 1 byte, the flags of a TCP segment
+	ICMPTypeByte                  // 1 byte, the type of an ICMP message
+	ICMP6TypeByte                 // 1 byte, the type of an ICMPv6 message
 )
 
 var typeInfo = [...]struct {
@@ -27,6 +31,11 @@ var typeInfo = [...]struct {
 	Protocol: {"inet_proto", "meta l4proto", 1},
 	Port:     {"inet_service", "th dport", 2},
 	Integer:  {"", "numgen inc mod 2", 4},
+
+	IfName:        {"ifname", "iifname", 16},
+	TCPFlagByte:   {"tcp_flag", "tcp flags", 1},
+	ICMPTypeByte:  {"icmp_type", "icmp type", 1},
+	ICMP6TypeByte: {"icmpv6_type", "icmpv6 type", 1},
 }
 
 // Size returns the number of meaningful bytes.

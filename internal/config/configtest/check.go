@@ -30,6 +30,9 @@ func Check(cfg *model.Config) error {
 		}
 		all = append(all, s.Listen...)
 	}
+	if err := checkEdge(cfg.Edge); err != nil {
+		return fmt.Errorf("edge: %w", err)
+	}
 	for i, a := range all {
 		for _, b := range all[:i] {
 			if a.Addr == b.Addr && a.Proto == b.Proto && a.Ports.Overlaps(b.Ports) {
@@ -57,6 +60,16 @@ func checkService(s *model.Service) error {
 		if l.Ports.Lo == 0 || l.Ports.Hi < l.Ports.Lo || l.Proto != model.TCP && l.Proto != model.UDP && l.Proto != model.SCTP {
 			return fmt.Errorf("listen %s", l)
 		}
+	}
+	if s.Local() {
+		bare := model.Service{Name: s.Name, Listen: s.Listen, Assign: s.Assign, Forward: s.Forward, Untracked: s.Untracked}
+		if !s.Equal(&bare) {
+			return fmt.Errorf("is local and has more than that")
+		}
+		return nil
+	}
+	if s.Untracked {
+		return fmt.Errorf("is translated and not tracked")
 	}
 	if err := checkBackends(s); err != nil {
 		return err

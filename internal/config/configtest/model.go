@@ -25,8 +25,11 @@ type Options struct {
 	Balances    []model.Balance // empty: all
 	NoEmpty     bool            // every service has backends
 	NoSticky    bool
-	NoAssign    bool // no interfaces either
-	NoHealth    bool // no checks, no backups, and nothing else about health
+	NoAssign    bool     // no interfaces either
+	NoHealth    bool     // no checks, no backups, and nothing else about health
+	NoLocal     bool     // no services of the box itself
+	NoEdge      bool     // no access policy
+	Devices     []string // that an access policy names; empty: eth0, eth1 and wan.100
 }
 
 func or[T any](v, def []T) []T {
@@ -50,6 +53,7 @@ func (o *Options) fill() Options {
 		}
 	}
 	f.Families = or(f.Families, []model.Family{model.IPv4, model.IPv6})
+	f.Devices = or(f.Devices, []string{"eth0", "eth1", "wan.100"})
 	f.Protos = or(f.Protos, []model.Proto{model.TCP, model.UDP, model.SCTP})
 	f.Balances = or(f.Balances, []model.Balance{model.RoundRobin, model.Random, model.Maglev, model.Source})
 	return f
@@ -70,6 +74,9 @@ func RandomModel(t *rapid.T, opts *Options) *model.Config {
 	}
 	if !g.o.NoAssign {
 		cfg.Interfaces = g.interfaces()
+	}
+	if !g.o.NoEdge {
+		cfg.Edge = g.edge()
 	}
 	n := g.upTo(1, g.o.MaxServices, "services")
 	for i := range n {
@@ -130,6 +137,10 @@ func (g *generator) service(i int) *model.Service {
 			length = g.upTo(1, g.o.MaxRange, "listen range")
 		}
 		s.Listen = append(s.Listen, g.listen(length))
+	}
+	if !g.o.NoLocal && g.upTo(0, 4, "local") == 4 {
+		g.local(s)
+		return s
 	}
 	g.source(s)
 	if g.o.NoEmpty || g.upTo(0, 9, "empty") > 0 {

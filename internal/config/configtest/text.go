@@ -29,6 +29,9 @@ func RandomText(t *rapid.T, cfg *model.Config) string {
 	if len(cfg.Interfaces) > 0 {
 		parts = append(parts, w.groups())
 	}
+	if cfg.Edge != nil {
+		parts = append(parts, w.edgeText())
+	}
 	text := strings.Join(rapid.Permutation(parts).Draw(t, "order"), w.comment())
 	if w.flip("document marker") {
 		text = "---\n" + text
@@ -119,8 +122,11 @@ func (w *writer) service(s *model.Service) []string {
 	keys := []string{
 		"name: " + w.scalar(s.Name),
 		"listen: " + w.scalars(w.listen(s.Listen)),
-		"backends: " + w.backends(s.Backends),
 	}
+	if s.Local() {
+		return append(keys, w.localKeys(s)...)
+	}
+	keys = append(keys, "backends: "+w.backends(s.Backends))
 	optional := func(isDefault bool, key, value string) {
 		if !isDefault || w.flip("say "+key) {
 			keys = append(keys, key+": "+value)
@@ -135,6 +141,19 @@ func (w *writer) service(s *model.Service) []string {
 		keys = append(keys, "assign: "+w.scalar(w.assign(s.Assign)))
 	}
 	return append(keys, w.healthKeys(s)...)
+}
+
+func (w *writer) localKeys(s *model.Service) []string {
+	keys := []string{"forward: " + w.scalar("local")}
+	if s.Untracked {
+		keys = append(keys, "track: "+w.scalar("none"))
+	} else if w.flip("say track") {
+		keys = append(keys, "track: "+w.scalar("conntrack"))
+	}
+	if s.Assign != "" {
+		keys = append(keys, "assign: "+w.scalar(w.assign(s.Assign)))
+	}
+	return keys
 }
 
 func (w *writer) sticky(s *model.Service) string {

@@ -1,0 +1,179 @@
+package ruleset
+
+import (
+	"slices"
+	"strings"
+)
+
+// Notrack keeps the packet from conntrack, which then neither finds nor makes a
+// connection for it. It belongs in a chain of a priority below conntrack's own, -200.
+type Notrack struct{}
+
+// CtState matches packets in one of those states of their connection; packets that
+// conntrack does not know match none but Untracked.
+type CtState struct{ States CtStates }
+
+// CtStates are bits: those of NF_CT_STATE_BIT and NF_CT_STATE_UNTRACKED_BIT in
+// include/uapi/linux/netfilter/nf_conntrack_common.h.
+type CtStates uint32
+
+// The states in use.
+const (
+	Established CtStates = 1 << 1 // of a connection that has seen both directions
+	Related     CtStates = 1 << 2 // begins another one that a known one asked for, or is an ICMP error about it
+)
+
+// String returns the states as nft lists them: "established,related".
+func (s CtStates) String() string {
+	var words []string
+	for _, w := range []struct {
+		bit  CtStates
+		word string
+	}{{Established, "established"}, {Related, "related"}} {
+		if s&w.bit != 0 {
+			words = append(words, w.word)
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// OnLoopback matches packets of the loopback device: those that came in by it or, with Out,
+// those that will leave by it because the box sends them to itself.
+type OnLoopback struct{ Out bool }
+
+// OutDevice matches packets that leave by the device of that name.
+type OutDevice struct{ Name string }
+
+func (Notrack) stmt()    {}
+func (CtState) stmt()    {}
+func (OnLoopback) stmt() {}
+func (OutDevice) stmt()  {}
+
+// AppendDevice appends the name of a network device, at most 15 bytes, in register layout.
+func AppendDevice(b []byte, name string) []byte {
+	var v [16]byte
+	copy(v[:], name)
+	return append(b, v[:]...)
+}
+
+// DeviceOf reads what AppendDevice wrote.
+func DeviceOf(b string) string { return strings.TrimRight(b[:IfName.Size()], "\x00") }
+
+// The flags of a TCP segment (RFC 9293 section 3.1), without ECE and CWR of RFC 3168.
+const (
+	FlagFIN = 1 << iota
+	FlagSYN
+	FlagRST
+	FlagPSH
+	FlagACK
+	FlagURG
+	flagECE
+	flagCWR
+)
+
+var flagNames = []string{"fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"}
+
+// flagsText is the text of a byte of flags as nft takes it in an element.
+func flagsText(v uint8) string {
+	var words []string
+	for i, n := range flagNames {
+		if v&(1<<i) != 0 {
+			words = append(words, n)
+		}
+	}
+	if len(words) == 0 {
+		return "0x0"
+	}
+	return strings.Join(words, " | ")
+}
+
+// validFlags are the combinations that mean something, PSH, ECE and CWR left out: what
+// conntrack takes for valid (tcp_valid_flags in net/netfilter/nf_conntrack_proto_tcp.c).
+var validFlags = []uint8{
+	FlagSYN, FlagSYN | FlagURG, FlagSYN | FlagACK, FlagRST, FlagRST | FlagACK,
+	FlagFIN | FlagACK, FlagFIN | FlagACK | FlagURG, FlagACK, FlagACK | FlagURG,
+}
+
+// InvalidFlags returns every value of the byte of TCP flags that no sender of good faith
+// makes: none at all, SYN with FIN or RST, FIN without ACK, and so on.
+func InvalidFlags() []uint8 {
+	var out []uint8
+	for v := range 256 {
+		if !slices.Contains(validFlags, uint8(v)&^(FlagPSH|flagECE|flagCWR)) {
+			out = append(out, uint8(v))
+		}
+	}
+	return out
+}
+
+func (x *ruleRun) notrack() (bool, Verdict) {
+	x.untracked = !x.tracked
+	return x.hold("conntrack does not see the packet")
+}
+
+// ctState knows a packet as established when the connection it belongs to is given.
+func (x *ruleRun) ctState(s CtState) (bool, Verdict) {
+	switch {
+	case !x.tracked:
+		return x.fail("conntrack does not know the packet")
+	case x.p.Conn == nil:
+		return x.fail("the packet belongs to no known connection")
+	case s.States&Established == 0:
+		return x.fail("the packet belongs to a known connection")
+	}
+	return x.hold("the packet belongs to a known connection")
+}
+
+func (x *ruleRun) onLoopback(s OnLoopback) (bool, Verdict) {
+	itself := x.p.Local && x.at != Output && x.at != Postrouting
+	if s.Out {
+		itself = x.p.Local && x.p.ToLocal != nil && x.p.ToLocal(x.dst.Addr())
+	}
+	if !itself {
+		return x.fail("the packet does not take the loopback device")
+	}
+	return x.hold("the packet takes the loopback device")
+}
+
+func (x *ruleRun) outDevice(s OutDevice) (bool, Verdict) {
+	if x.p.Out != s.Name {
+		return x.fail("the packet leaves by %s, not %s", deviceWords(x.p.Out), s.Name)
+	}
+	return x.hold("the packet leaves by %s", s.Name)
+}
+
+func deviceWords(name string) string {
+	if name == "" {
+		return "a device that is not known"
+	}
+	return name
+}
+
+// edgeField reads the fields that only access rules look at.
+func (x *ruleRun) edgeField(f Field) (string, bool) {
+	switch f {
+	case IIFName:
+		name := x.p.In
+		if x.p.Local && (x.at == Prerouting || x.at == Input) {
+			name = "lo"
+		}
+		return string(AppendDevice(nil, name)), true
+	case OIFName:
+		return string(AppendDevice(nil, x.p.Out)), true
+	case TCPFlags:
+		flags := x.p.Flags
+		switch {
+		case flags != 0:
+		case x.p.Conn != nil:
+			flags = FlagACK
+		default:
+			flags = FlagSYN
+		}
+		return string(AppendByte(nil, flags)), x.p.Proto == 6
+	case ICMPType:
+		return string(AppendByte(nil, x.p.ICMPType)), x.p.Proto == 1
+	case ICMP6Type:
+		return string(AppendByte(nil, x.p.ICMPType)), x.p.Proto == 58
+	}
+	return "", false
+}
