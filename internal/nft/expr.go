@@ -48,6 +48,8 @@ func (r *ruleEnc) size(e ruleset.Expr) int {
 	switch e := e.(type) {
 	case ruleset.Field:
 		return e.Type().Padded()
+	case ruleset.Masked:
+		return e.Field.Type().Padded()
 	case ruleset.MapGet:
 		s := r.table.Set(e.Map)
 		if s == nil {
@@ -113,6 +115,8 @@ func (r *ruleEnc) expr(e ruleset.Expr, word int) {
 			r.field(f, word)
 			word += f.Type().Padded() / 4
 		}
+	case ruleset.Masked:
+		r.masked(e, word)
 	case ruleset.FixedPort:
 		r.immediate(word, string([]byte{byte(e >> 8), byte(e)}))
 	default:

@@ -85,8 +85,9 @@ func full() *rs.Ruleset {
 		rule("learn both", rs.IsFamily(v4.Family), rs.IsProto(model.TCP), rs.Update{Set: "sticky-both4", Timeout: time.Hour,
 			Key: rs.Key{rs.Const(9 << 20), rs.CtOrigDPort, v4.saddr}, Data: rs.Concat{v4.daddr, rs.DPort}})}})
 	sets, chains := edgeFixture()
-	t.Sets = append(t.Sets, sets...)
-	t.Chains = append(append(t.Chains, bases()...), chains...)
+	floodSets, floodChains := floodFixture()
+	t.Sets = append(append(t.Sets, sets...), floodSets...)
+	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

@@ -54,6 +54,7 @@ const (
 	data                        // struct nft_data: a value or a verdict
 	millisec                    // a number of milliseconds that the kernel keeps in jiffies
 	natFlags                    // flags, with those that the registers imply
+	inner                       // an expression that an element gets, or none
 	never                       // what a rule of weir's has not
 )
 
@@ -101,7 +102,13 @@ var meanings = map[string][]exprAttr{
 	"immediate": {{unix.NFTA_IMMEDIATE_DREG, register}, {unix.NFTA_IMMEDIATE_DATA, data}},
 	"dynset": {{unix.NFTA_DYNSET_SET_NAME, name}, {unix.NFTA_DYNSET_SREG_KEY, register},
 		{unix.NFTA_DYNSET_SREG_DATA, register}, {unix.NFTA_DYNSET_OP, number}, {unix.NFTA_DYNSET_TIMEOUT, millisec},
-		{unix.NFTA_DYNSET_FLAGS, number}, {unix.NFTA_DYNSET_EXPR, never}, {dynsetExpressions, never}},
+		{unix.NFTA_DYNSET_FLAGS, number}, {unix.NFTA_DYNSET_EXPR, inner}, {dynsetExpressions, never}},
+	"connlimit": {{connlimitCount, number}, {connlimitFlags, number}},
+	"limit": {{unix.NFTA_LIMIT_RATE, number}, {unix.NFTA_LIMIT_UNIT, number}, {unix.NFTA_LIMIT_BURST, number},
+		{unix.NFTA_LIMIT_TYPE, number}, {unix.NFTA_LIMIT_FLAGS, number}},
+	"synproxy": {{synproxyMSS, number}, {synproxyWScale, number}, {synproxyFlags, number}},
+	"byteorder": {{unix.NFTA_BYTEORDER_SREG, register}, {unix.NFTA_BYTEORDER_DREG, register}, {unix.NFTA_BYTEORDER_OP, number},
+		{unix.NFTA_BYTEORDER_LEN, number}, {unix.NFTA_BYTEORDER_SIZE, number}},
 	"nat": {{unix.NFTA_NAT_TYPE, number}, {unix.NFTA_NAT_FAMILY, number}, {unix.NFTA_NAT_REG_ADDR_MIN, register},
 		{unix.NFTA_NAT_REG_ADDR_MAX, register}, {unix.NFTA_NAT_REG_PROTO_MIN, register},
 		{unix.NFTA_NAT_REG_PROTO_MAX, register}, {unix.NFTA_NAT_FLAGS, natFlags}},
@@ -115,31 +122,56 @@ var meanings = map[string][]exprAttr{
 // the rule has what no rule of weir's has.
 func appendMeaning(b []byte, rule string) ([]byte, bool) {
 	for _, expr := range attrs(attr(rule, unix.NFTA_RULE_EXPRESSIONS)) {
-		kind := cstr(attr(expr, unix.NFTA_EXPR_NAME))
-		var vals [maxExprAttr]string
-		for typ, p := range attrs(attr(expr, unix.NFTA_EXPR_DATA)) {
-			if typ < maxExprAttr {
-				vals[typ] = p
-			}
-		}
-		if kind == "byteorder" && turnsNothing(&vals) {
-			continue
-		}
-		list, ok := meanings[kind]
-		if !ok {
+		var ok bool
+		if b, ok = appendExpr(b, expr); !ok {
 			return b, false
-		}
-		if kind == "nat" {
-			fillNAT(&vals)
-		}
-		b = appendBytes(b, kind)
-		for _, a := range list {
-			if b, ok = appendAttr(b, &vals, a); !ok {
-				return b, false
-			}
 		}
 	}
 	return b, true
+}
+
+func appendExpr(b []byte, expr string) ([]byte, bool) {
+	kind := cstr(attr(expr, unix.NFTA_EXPR_NAME))
+	var vals [maxExprAttr]string
+	for typ, p := range attrs(attr(expr, unix.NFTA_EXPR_DATA)) {
+		if typ < maxExprAttr {
+			vals[typ] = p
+		}
+	}
+	if kind == "byteorder" && turnsNothing(&vals) {
+		return b, true
+	}
+	list, ok := meanings[kind]
+	if !ok {
+		return b, false
+	}
+	if kind == "nat" {
+		fillNAT(&vals)
+	}
+	b = appendBytes(b, kind)
+	for _, a := range list {
+		if a.is == inner {
+			b, ok = appendInner(b, vals[a.typ])
+		} else {
+			b, ok = appendAttr(b, &vals, a)
+		}
+		if !ok {
+			return b, false
+		}
+	}
+	return b, true
+}
+
+// appendInner appends an expression that a dynset gives its elements; of those of weir's
+// that is one that counts connections or limits their rate.
+func appendInner(b []byte, expr string) ([]byte, bool) {
+	if expr == "" {
+		return append(b, 0), true
+	}
+	if kind := cstr(attr(expr, unix.NFTA_EXPR_NAME)); kind != "connlimit" && kind != "limit" {
+		return b, false
+	}
+	return appendExpr(append(b, 1), expr)
 }
 
 func appendAttr(b []byte, vals *[maxExprAttr]string, a exprAttr) ([]byte, bool) {

@@ -28,6 +28,10 @@ const (
 	verdictGoto   = -4 // NFT_GOTO
 	verdictReturn = -5 // NFT_RETURN
 
+	connlimitCount    = 1 // NFTA_CONNLIMIT_COUNT
+	connlimitFlags    = 2 // NFTA_CONNLIMIT_FLAGS
+	connlimitInverted = 1 // NFT_CONNLIMIT_F_INV: over the limit matches
+
 	// natProtoSpecified is NF_NAT_RANGE_PROTO_SPECIFIED of nf_nat.h.
 	natProtoSpecified = 2
 )

@@ -71,6 +71,7 @@ type Trace struct {
 	Conn       Conn           // its connection from then on
 	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
 	Found      []Found        // the elements of other sets that matched
+	Proxied    bool           // a SYN proxy took the packet
 }
 
 // Found is an element of a set that a rule looked for and found.

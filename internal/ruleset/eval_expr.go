@@ -55,6 +55,8 @@ func (x *ruleRun) value(e Expr) (string, bool) {
 			key[i] = f
 		}
 		return x.key(key)
+	case Masked:
+		return x.masked(e)
 	case FixedPort:
 		return string(AppendPort(nil, uint16(e))), true
 	}
@@ -97,6 +99,8 @@ func (x *ruleRun) size(e Expr) int {
 	switch e := e.(type) {
 	case Field:
 		return e.Type().Size()
+	case Masked:
+		return e.Field.Type().Size()
 	case MapGet:
 		if s := x.table.sets[e.Map]; len(s.set.Data) == 1 {
 			return s.set.Data[0].Size()

@@ -257,6 +257,14 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
+	case RateOver:
+		return s.text()
+	case NotInSet:
+		return s.Key.String() + " != @" + s.Set
+	case IsSYN:
+		return "tcp flags & (fin | syn | rst | ack) == syn"
+	case SynProxy:
+		return s.text()
 	case InSet:
 		return s.Key.String() + " @" + s.Set
 	case VMap:
@@ -342,6 +350,8 @@ func exprText(e Expr) string {
 		return fmt.Sprintf("jhash %s mod %d seed 0x%x%s", e.Key, e.Mod, e.Seed, offset(e.Offset))
 	case MapGet:
 		return e.Key.String() + " map @" + e.Map
+	case Masked:
+		return e.text()
 	case Concat:
 		parts := make([]string, len(e))
 		for i, f := range e {
