@@ -259,6 +259,9 @@ type Service struct {
 	SlowStart  time.Duration // a backend that came up gets its whole weight after that; 0: at once
 	MinHealthy float64       // part of the backends, 0 to 1, below which backups take part; 0: when none is up
 	OnDown     OnDown
+
+	Limits   []Limit // at most MaxLimits; no two are the same
+	SynProxy bool    // TCP clients must prove their address before a server hears of them
 }
 
 // Families returns the families the service listens on, IPv4 first.
@@ -293,6 +296,7 @@ func (s *Service) Equal(o *Service) bool {
 	return s.Name == o.Name && s.Forward == o.Forward && s.Untracked == o.Untracked && s.Balance == o.Balance && s.Source == o.Source &&
 		s.Sticky == o.Sticky && s.WhenAllDown == o.WhenAllDown && s.Assign == o.Assign &&
 		s.SlowStart == o.SlowStart && s.MinHealthy == o.MinHealthy && s.OnDown == o.OnDown &&
+		s.SynProxy == o.SynProxy && slices.Equal(s.Limits, o.Limits) &&
 		s.Check.Equal(o.Check) && slices.Equal(s.Listen, o.Listen) &&
 		slices.EqualFunc(s.Backends, o.Backends, func(a, b Backend) bool {
 			checks := a.Check.Equal(b.Check)
