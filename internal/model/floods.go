@@ -38,8 +38,8 @@ type Limit struct {
 	Unit   time.Duration // a second, a minute or an hour
 	Burst  int           // 1 to MaxRate; full again within MaxRefill
 
-	// Whole says that all of the service shares one bucket for each family. Else each source
-	// has its own: addresses of which the first V4 or V6 bits are the same.
+	// Whole says that all of the service shares one bucket. Else each source has its own:
+	// addresses of which the first V4 or V6 bits are the same.
 	Whole bool
 	V4    int // 1 to 32; 0 with Whole
 	V6    int // MinSource6 to 128; 0 with Whole
@@ -87,7 +87,7 @@ func (l Limit) PerText() string {
 	return "source"
 }
 
-// String says all of it: "new_connections 50/second burst 100 per source".
+// String says all of it but the action: "new_connections 50/second burst 100 per source".
 func (l Limit) String() string {
 	return fmt.Sprintf("%s %s burst %d per %s", l.Counts, l.RateText(), l.Burst, l.PerText())
 }

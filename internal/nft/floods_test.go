@@ -16,7 +16,7 @@ func floodFixture() (sets []*rs.Set, chains []*rs.Chain) {
 			&rs.Set{Name: "offenders" + f.suffix, Key: key, Dynamic: true, Timeout: true, Counter: true, Size: 1000})
 		bits := map[model.Family]int{model.IPv4: 24, model.IPv6: 64}[f.Family]
 		by := func(bits int) rs.Key {
-			return rs.Key{rs.Const(7), rs.Const(1 << 31), rs.Source(f.Family, bits)}
+			return rs.Key{rs.Const(7), rs.Const(1 << 31), rs.MaskedSaddr(f.Family, bits)}
 		}
 		over := rs.RateOver{Set: "buckets" + f.suffix, Key: by(bits), Rate: 50, Unit: time.Second, Burst: 100, Timeout: 2 * time.Second}
 		hourly := rs.RateOver{Set: "buckets" + f.suffix, Key: by(8 * f.addr.Size()), Rate: 10, Unit: time.Hour, Burst: 1, Timeout: time.Hour}

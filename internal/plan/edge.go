@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"slices"
+
 	"weir/internal/model"
 	"weir/internal/ruleset"
 )
@@ -161,7 +163,7 @@ type edgeHook struct {
 var edgeHooks = []edgeHook{
 	{"early", "filter", ruleset.Prerouting, -300,
 		"after defragmentation (-400), so that ports are there, and before conntrack (-200)",
-		func(u usage, _ *edgePlan) []ruleset.Rule { return append(findInvalidFlags(u), keepFromConntrack(u)...) }},
+		func(u usage, _ *edgePlan) []ruleset.Rule { return early(u) }},
 	{"early-out", "filter", ruleset.Output, -300,
 		"the same for what the box sends",
 		func(u usage, _ *edgePlan) []ruleset.Rule { return keepFromConntrackOut(u) }},
@@ -189,7 +191,7 @@ var edgeHooks = []edgeHook{
 // edgeChains returns the chains that the policy and the box's own services need.
 func edgeChains(u usage, ep *edgePlan) []*ruleset.Chain {
 	var chains []*ruleset.Chain
-	for _, h := range edgeHooks {
+	for _, h := range slices.Concat(edgeHooks, floodHooks) {
 		if rules := h.rules(u, ep); len(rules) > 0 {
 			chains = append(chains, &ruleset.Chain{Name: h.name, Rules: rules,
 				Base: &ruleset.Base{Type: h.typ, Hook: h.hook, Priority: h.priority}})

@@ -16,9 +16,9 @@ type Masked struct {
 
 func (Masked) expr() {}
 
-// Source returns the first bits of the source address of family f; all of it where bits is
+// MaskedSaddr returns the first bits of the source address of family f; all of it where bits is
 // its length.
-func Source(f model.Family, bits int) Expr {
+func MaskedSaddr(f model.Family, bits int) Expr {
 	if bits == 8*AddrType(f).Size() {
 		return Saddr(f)
 	}
@@ -158,11 +158,12 @@ func (x *ruleRun) isSYN() (bool, Verdict) {
 	return x.hold("the packet asks for a new connection")
 }
 
-// synProxy lets the client pass: an answer it can not give is all that a proxy is for. What
-// becomes of its connection is what becomes of a packet of the box itself.
+// synProxy ends the packet's way. What becomes of the connection, once the client has
+// answered, is what becomes of a SYN in its name that the box itself sends.
 func (x *ruleRun) synProxy(SynProxy) (bool, Verdict) {
-	if !x.asks() && x.p.Flags == 0 && !x.p.Late {
-		return x.fail("the packet is neither a SYN nor its last answer")
+	if !x.asks() {
+		x.refuse(Dropped)
+		return x.decide(Verdict{Kind: DropPacket}, "taken if it answers the proxy's SYN, else dropped")
 	}
 	x.trace.Proxied = true
 	return x.decide(Verdict{Kind: DropPacket}, "answered in the server's place; the server gets a SYN once the client has proved its address")
