@@ -71,7 +71,8 @@ func needsRights(err error) error {
 }
 
 // forwarding returns a warning for each family that cfg serves and the kernel does not
-// forward: packets to backends elsewhere would end here.
+// forward: packets to backends elsewhere would end here; and for each listener with a SYN
+// proxy to which no route leads.
 func forwarding(cfg *model.Config) []string {
 	var out []string
 	for _, f := range []struct {
@@ -93,5 +94,5 @@ func forwarding(cfg *model.Config) []string {
 				"type: sysctl -w %s=1", f.key, f.key))
 		}
 	}
-	return out
+	return append(out, deadEnds(cfg)...)
 }

@@ -99,7 +99,7 @@ configuration or the command line is wrong, and nothing was changed.`,
 	flags.StringVar(&e.config, "config", "/etc/weir/weir.yaml", "configuration `FILE`")
 	flags.StringVarP(&e.output, "output", "o", "text", "form of reports: text or json")
 	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.runCmd(), e.clearCmd(),
-		e.statusCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
+		e.statusCmd(), e.offendersCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
 		e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd())
 	for _, c := range root.Commands() {
 		if c.Args == nil {

@@ -10,6 +10,7 @@ import (
 	"os/user"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -244,6 +245,11 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 		live = nil // the rest is worth showing
 	}
 	return view.Status(ctx, c.counters, live, service)
+}
+
+// Offenders implements api.Controller.
+func (c *control) Offenders(ctx context.Context, view engine.View, service string) ([]engine.Offender, error) {
+	return view.Offenders(ctx, c.counters, service, time.Now())
 }
 
 // ReloadNow implements api.Controller.

@@ -8,6 +8,7 @@
 //
 //	GET  /v1/version
 //	GET  /v1/status[?service=NAME]
+//	GET  /v1/offenders[?service=NAME]                  sources that were over a limit
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line
 //	POST /v1/reload                                    {"ssh_connection": "…"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
@@ -34,6 +35,8 @@ type Controller interface {
 	View(ctx context.Context) (engine.View, error)
 	// Status returns view's services, or the one of that name, with what was counted.
 	Status(ctx context.Context, view engine.View, service string) (engine.Status, error)
+	// Offenders returns who was over a limit of view's services, or of the one of that name.
+	Offenders(ctx context.Context, view engine.View, service string) ([]engine.Offender, error)
 	// Say takes an operator's word of a backend (engine.Loop.Say).
 	Say(ctx context.Context, m engine.Member, change func(state.Word) state.Word, words string) error
 	// ReloadNow loads the configuration again. The error unwraps to config.Errors when
@@ -73,6 +76,11 @@ type ReloadRequest struct {
 	SSHConnection string `json:"ssh_connection,omitempty"`
 	// LockMeOut takes a configuration that would, or that leaves nobody a way in.
 	LockMeOut bool `json:"lock_me_out,omitempty"`
+}
+
+// Offenders is the answer of /v1/offenders.
+type Offenders struct {
+	Offenders []engine.Offender `json:"offenders"` // the worst first
 }
 
 // Reloaded is what a reload brought.

@@ -46,6 +46,7 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 		return Version{s.version, apiVersion}, nil
 	})
 	s.route("GET", "/v1/status", s.status)
+	s.route("GET", "/v1/offenders", s.offenders)
 	s.route("POST", "/v1/reload", s.reload)
 	for word, say := range words {
 		s.route("POST", "/v1/backends/{service}/{backend}/"+word, func(ctx context.Context, r *http.Request) (any, error) {

@@ -20,6 +20,8 @@ type Status struct {
 	Loaded   bool            `json:"loaded"` // weir's rules are in the kernel
 	Services []ServiceStatus `json:"services"`
 	Edge     *EdgeStatus     `json:"edge,omitempty"` // nil: the file says nothing of it
+	// Connections is the kernel's table of all connections, services' and others'.
+	Connections *TableStatus `json:"connection_table,omitempty"`
 }
 
 // ServiceStatus is the share of one service.
@@ -32,6 +34,7 @@ type ServiceStatus struct {
 	Backends []BackendStatus `json:"backends"`
 	// Listeners are those of a local service, which has no backends.
 	Listeners []ListenerStatus `json:"listeners,omitempty"`
+	Limits    []LimitStatus    `json:"limits,omitempty"` // in the order of the file
 	// Former sums up backends that were counted and are in the file no more.
 	Former Traffic `json:"former"`
 	Total  Traffic `json:"total"`
@@ -90,7 +93,9 @@ type Counters interface {
 // ReadStatus returns the status of the services of p. A kernel without weir's rules gives
 // one in which nothing was counted.
 func ReadStatus(ctx context.Context, k Counters, p *plan.Plan) (Status, error) {
-	return readStatus(ctx, k, p.Config, p)
+	st, err := readStatus(ctx, k, p.Config, p)
+	st.Connections = connectionTable()
+	return st, err
 }
 
 // readStatus is the status of the services of cfg, which p may know by other weights.
@@ -127,6 +132,9 @@ func readStatus(ctx context.Context, k Counters, cfg *model.Config, p *plan.Plan
 			return st, err
 		}
 	}
+	if err := st.readLimits(ctx, k, cfg, p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return st, err
+	}
 	st.Loaded = true
 	return st, nil
 }
@@ -149,6 +157,7 @@ func newStatus(cfg *model.Config) Status {
 		for _, l := range s.Listen {
 			ss.Listen = append(ss.Listen, l.String())
 		}
+		ss.Limits = limitStatus(s)
 		ss.describeLocal(s)
 		sum := map[model.Family]int{}
 		for _, b := range s.Backends {

@@ -53,6 +53,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	} else {
 		st.Loaded = true // as far as was asked
 	}
+	st.Connections = connectionTable()
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

@@ -171,8 +171,8 @@ var edgeHooks = []edgeHook{
 		"where nft and iptables filter by custom: translation is done, nothing is counted yet", judgeIn},
 	{chainEdgeForward, "filter", ruleset.Forward, 0,
 		"the same for packets that pass through", judgeForward},
-	{"local-in", "filter", ruleset.Input, 99,
-		"packets to the box's own services, counted once they are let in",
+	{"local-in", "filter", ruleset.Input, 101,
+		"packets to the box's own services, counted once they are let in: after limits, which chains of type nat ask at 100",
 		func(u usage, _ *edgePlan) []ruleset.Rule {
 			return inEither(u, localIn, askedKey, "to a listener of the box", nil)
 		}},
