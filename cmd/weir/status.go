@@ -75,7 +75,7 @@ func (e *env) counters(ctx context.Context, service string) (engine.Status, erro
 func pick(st *engine.Status, name string) error {
 	for _, s := range st.Services {
 		if s.Name == name {
-			st.Services = []engine.ServiceStatus{s}
+			st.Services, st.Edge = []engine.ServiceStatus{s}, nil
 			return nil
 		}
 	}

@@ -113,7 +113,12 @@ func (d *decoder) openRule(i int, n yaml.Node, w where) *model.OpenRule {
 			r.From = d.prefixes(v, w)
 		case "to":
 			r.hasTo, r.to = true, place{v.Pos(), w}
-			if r.Box = v.Kind() == yaml.String && v.Text() == "box"; !r.Box {
+			switch text := v.Kind() == yaml.String; {
+			case text && v.Text() == "box":
+				r.Box = true
+			case text && strings.EqualFold(v.Text(), "box"):
+				d.addf(v, w, "%s is not allowed; did you mean box?", quote(v.Text()))
+			default:
 				r.To = d.prefixes(v, w)
 			}
 		case "ports":

@@ -19,7 +19,7 @@ import (
 type Status struct {
 	Loaded   bool            `json:"loaded"` // weir's rules are in the kernel
 	Services []ServiceStatus `json:"services"`
-	Edge     *EdgeStatus     `json:"edge,omitempty"` // nil: the file says nothing of it
+	Edge     *EdgeStatus     `json:"edge,omitempty"` // nil: the file says nothing of it, or one service was asked for
 	// Connections is the kernel's table of all connections, services' and others'.
 	Connections *TableStatus `json:"connection_table,omitempty"`
 }

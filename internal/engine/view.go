@@ -54,6 +54,9 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 		st.Loaded = true // as far as was asked
 	}
 	st.Connections = connectionTable()
+	if name != "" {
+		st.Edge = nil
+	}
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

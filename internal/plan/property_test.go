@@ -37,6 +37,17 @@ func TestReuseChangesNothing(t *testing.T) {
 func mutate(t *rapid.T, cfg *model.Config) *model.Config {
 	next := *cfg
 	next.Services = nil
+	if cfg.Edge != nil {
+		e := *cfg.Edge
+		switch rapid.IntRange(0, 4).Draw(t, "fate of the edge") {
+		case 0:
+			next.Edge = nil
+		case 1:
+			e.Drop, next.Edge = !e.Drop, &e
+		case 2:
+			e.Open, next.Edge = e.Open[len(e.Open)/2:], &e
+		}
+	}
 	for _, s := range cfg.Services {
 		switch rapid.IntRange(0, 5).Draw(t, "fate of "+s.Name) {
 		case 0: // it goes

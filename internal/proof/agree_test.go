@@ -37,7 +37,8 @@ func TestEvaluatorAgreesWithKernel(t *testing.T) {
 	configurations := 0
 	start := time.Now()
 	rapid.Check(t, func(rt *rapid.T) {
-		cfg := configtest.RandomModel(rt, &configtest.Options{NoAssign: true, NoFloods: true})
+		cfg := configtest.RandomModel(rt, &configtest.Options{NoAssign: true, NoFloods: true, Devices: []string{string(atClient), string(atSink)}})
+		letSentinelsPass(cfg.Edge)
 		for _, s := range cfg.Services {
 			if s.Sticky > 0 {
 				s.Sticky += time.Minute // no client is to be forgotten meanwhile
@@ -105,7 +106,8 @@ type elemValue struct {
 // predict says what becomes of a probe. Where the kernel draws a number, it tries all
 // that may be drawn and takes the one that leads to what was seen, if one does.
 func (o *oracle) predict(p probe, seen sighting) (sighting, ruleset.Trace) {
-	packet := ruleset.Packet{Src: p.src, Dst: p.dst, Proto: p.proto, Local: p.from == atGateway}
+	packet := ruleset.Packet{Src: p.src, Dst: p.dst, Proto: p.proto, Local: p.from == atGateway,
+		In: string(p.from), Out: string(atSink), ICMPType: p.icmpType()}
 	env := o.state.Env()
 	counted := env.Next
 	var drawn, mod uint32
@@ -180,6 +182,7 @@ var allCases = []string{
 	"left alone", "dropped", "reset", "unreachable",
 	"source kept", "source kept, local", "masqueraded", "masqueraded hairpin", "masqueraded, local", "fixed source",
 	"round-robin", "random", "maglev", "source", "a client that is known",
+	"to a listener without conntrack", "open rules", "nothing opens this: policy drop",
 }
 
 // casesOf returns what became of a packet and, where it got a backend, who chose it.
@@ -190,13 +193,13 @@ func casesOf(p probe, t ruleset.Trace) []string {
 	}
 	switch {
 	case t.Verdict == ruleset.Dropped:
-		return []string{"dropped"}
+		return append(lastComment(t), "dropped")
 	case t.Verdict == ruleset.RejectedReset:
 		return []string{"reset"}
 	case t.Verdict == ruleset.RejectedICMP:
 		return []string{"unreachable"}
 	case !t.DNAT.IsValid():
-		return []string{"left alone"}
+		return append(lastComment(t), "left alone")
 	case t.SNAT.IsValid():
 		return []string{"fixed source", chosenBy(t)}
 	case t.Masquerade && t.Dst.Addr() == p.src.Addr():
@@ -205,6 +208,31 @@ func casesOf(p probe, t ruleset.Trace) []string {
 		return []string{"masqueraded" + local, chosenBy(t)}
 	}
 	return []string{"source kept" + local, chosenBy(t)}
+}
+
+// lastComment returns the comment of the rule that kept the packet from conntrack, of the
+// one that decided in the access policy, if there is one.
+func lastComment(t ruleset.Trace) []string {
+	for _, s := range slices.Backward(t.Steps) {
+		if s.Matched && (strings.HasPrefix(s.Chain, "edge-") || strings.HasPrefix(s.Chain, "early")) {
+			return []string{s.Comment}
+		}
+	}
+	return nil
+}
+
+// letSentinelsPass adds a rule to the policy by which the packets pass that mark the end of
+// what a probe caused.
+func letSentinelsPass(e *model.Edge) {
+	if e == nil {
+		return
+	}
+	r := &model.OpenRule{Name: "sentinels"}
+	for _, s := range []site{atClient, atSink} {
+		r.From = append(r.From, netip.PrefixFrom(sentinelSrc[s].Addr(), 32))
+		r.To = append(r.To, netip.PrefixFrom(sentinelAt[s].Addr(), 32))
+	}
+	e.Open = append(e.Open, r)
 }
 
 // chosenBy returns the comment of the rule that chose the backend.

@@ -39,6 +39,17 @@ func (p probe) packet(id uint32) []byte {
 	return lab.IPPacket(p.src.Addr(), p.dst.Addr(), uint8(p.proto), p.echo(id))
 }
 
+// icmpType is the type of the message that packet writes, 0 for another protocol.
+func (p probe) icmpType() uint8 {
+	switch p.proto {
+	case unix.IPPROTO_ICMP:
+		return 8
+	case unix.IPPROTO_ICMPV6:
+		return 128
+	}
+	return 0
+}
+
 // echo is an ICMP echo request (RFC 792, RFC 4443) with the number as its data.
 func (p probe) echo(id uint32) []byte {
 	b := make([]byte, 12)
