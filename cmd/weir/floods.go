@@ -111,8 +111,10 @@ func (e *env) printLimits(st engine.Status) error {
 		}
 	}
 	if t := st.Connections; t != nil && t.Max > 0 {
-		_, err := fmt.Fprintf(e.stdout, "\nconnection table: %d of %d entries (%.0f%%)\n", t.Entries, t.Max, 100*float64(t.Entries)/float64(t.Max))
-		return err
+		fmt.Fprintf(e.stdout, "\nconnection table: %d of %d entries (%.0f%%)\n", t.Entries, t.Max, 100*float64(t.Entries)/float64(t.Max))
+	}
+	if p := st.SYNProxy; p != nil {
+		fmt.Fprintf(e.stdout, "SYN proxy: %d SYNs answered, %d clients proved their address, %d wrong answers\n", p.SYNs, p.Valid, p.Invalid)
 	}
 	return nil
 }

@@ -21,8 +21,8 @@ import (
 // The rates in these tests bring one token in three minutes or so: what passes is the burst
 // and nothing else.
 
-// local returns a service of the box itself, which holds the address.
-func localService(name, listen string, options ...string) string {
+// ownService returns a service of the box itself, which holds the address.
+func ownService(name, listen string, options ...string) string {
 	text := fmt.Sprintf("  - name: %s\n    listen: %s\n    forward: local\n    assign: %s\n", name, listen, lab.OutsideDev)
 	for _, o := range options {
 		text += "    " + o + "\n"
@@ -96,9 +96,9 @@ func (s *site) limited(limit string, kinds ...string) []victim {
 		case "nat":
 			text = append(text, service(kind, listen, backendList(on("", s.Backends...)...), "limit: "+limit))
 		case "local":
-			text = append(text, localService(kind, listen, "limit: "+limit))
+			text = append(text, ownService(kind, listen, "limit: "+limit))
 		default:
-			text = append(text, localService(kind, listen, "track: none", "limit: "+limit))
+			text = append(text, ownService(kind, listen, "track: none", "limit: "+limit))
 		}
 		out = append(out, victim{name: kind, n: i + 1})
 	}

@@ -26,23 +26,42 @@ func forged(f model.Family, i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(a), uint16(1024+i%60000))
 }
 
-// flood sends n SYNs from as many forged sources.
+// flood sends n SYNs from as many forged sources. They are those of sockets, whose checksums
+// count as verified, as those that come by a network card do: the kernel's proxy drops IPv6
+// packets that nobody has verified.
 func (s *site) flood(t *testing.T, from *lab.Host, to netip.AddrPort, n int) {
 	t.Helper()
-	f := model.FamilyOf(to.Addr())
-	check(t, from.Do(func() error {
-		domain, dst := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.Addr().As16()})
-		if f == model.IPv4 {
-			domain, dst = unix.AF_INET, &unix.SockaddrInet4{Addr: to.Addr().As4()}
+	sockaddr := func(a netip.AddrPort) unix.Sockaddr {
+		if a.Addr().Is4() {
+			return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 		}
-		fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	}
+	f := model.FamilyOf(to.Addr())
+	domain, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
+	if f == model.IPv6 {
+		domain, level, option = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	one := func(i int) error {
+		fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
+		if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, sockaddr(forged(f, i))); err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, sockaddr(to)); err != unix.EINPROGRESS {
+			return err
+		}
+		return nil
+	}
+	check(t, from.Do(func() error {
 		for i := range n {
-			pkt := lab.TCPPacket(forged(f, i), to, lab.SYN, uint32(i), 0)
-			if err := unix.Sendto(fd, pkt, 0, dst); err != nil {
+			if err := one(i); err != nil {
 				return fmt.Errorf("SYN %d: %w", i, err)
 			}
 		}
@@ -59,25 +78,36 @@ func (s *site) tableEntries() int {
 }
 
 // TestSYNProxy: clients get through, say what they want to and are seen as they are, with the
-// listener's address held by weir, routed elsewhere, and of the box itself; and the kernel's
-// settings about late packets make no difference.
+// listener's address held by weir, routed elsewhere, and of the box itself; neither the
+// kernel's settings about late packets nor an access policy makes a difference.
 func TestSYNProxy(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, 2)
 	s.nextHop()
 	s.serve("tcp", s.Backends, 7)
 	list := backendList(on("", s.Backends...)...)
-	s.apply(services(
+	config := services(
 		service("assigned", listenOn(1, "7/tcp"), list, "syn_proxy: true", "assign: "+lab.OutsideDev),
 		service("routed", listenOn(2, "7/tcp"), list, "syn_proxy: true", "sticky: 1m"),
 		service("masqueraded", listenOn(3, "7/tcp"), list, "syn_proxy: true", "source: masquerade"),
 		service("ranged", listenOn(4, "5-9/tcp"), list, "syn_proxy: true", `limit: {new_connections: 1000/second}`),
-		localService("local", listenOn(5, "7/tcp"), "syn_proxy: true", `limit: {new_connections: 1000/second}`),
-	))
-	_, err := lab.EchoTCP(s.Gateway, "gateway", join(vip(4, 5), 7), join(vip(6, 5), 7))
+		ownService("local", listenOn(5, "7/tcp"), "syn_proxy: true", `limit: {new_connections: 1000/second}`),
+		ownService("held", listenOn(6, "7/tcp"), "syn_proxy: true", `limit: {new_connections: 5/hour}`),
+		service("limited", listenOn(7, "7/tcp"), list, "syn_proxy: true", `limit: {new_connections: 5/hour}`),
+	)
+	s.apply(config)
+	_, err := lab.EchoTCP(s.Gateway, "gateway", join(vip(4, 5), 7), join(vip(6, 5), 7), join(vip(4, 6), 7), join(vip(6, 6), 7))
 	check(t, err)
+	for n, name := range []string{"held", "limited"} {
+		t.Run("limit/"+name, func(t *testing.T) {
+			eachFamily(t, func(t *testing.T, f model.Family) { s.proxyLimits(t, name, f, n+6) })
+		})
+	}
 	for _, loose := range []string{"1", "0"} {
 		check(t, s.Gateway.Sysctl("net.netfilter.nf_conntrack_tcp_loose", loose))
+		if loose == "0" {
+			s.apply("edge: {policy: drop, management: [10.9.0.0/16]}\n" + config)
+		}
 		for n, name := range []string{"assigned", "routed", "masqueraded", "ranged", "local"} {
 			t.Run(name+"/loose "+loose, func(t *testing.T) {
 				eachFamily(t, func(t *testing.T, f model.Family) {
@@ -108,6 +138,25 @@ func TestSYNProxy(t *testing.T) {
 	}
 }
 
+// proxyLimits holds that a limit counts clients that have proved their address.
+func (s *site) proxyLimits(t *testing.T, name string, f model.Family, n int) {
+	c, at := s.Clients[0], netip.AddrPortFrom(vip(f, n), 7)
+	before := s.over(name)
+	s.flood(t, c, at, 100)
+	for range 5 {
+		s.ask(t, c, "tcp", at)
+	}
+	if over := s.over(name) - before; over != 0 {
+		t.Errorf("%d refused before the limit was reached", over)
+	}
+	if reply, err := c.AskFrom(within(t, silence), "tcp", join(addrOf(c, f), s.port()), at.String()); err == nil {
+		t.Errorf("one too many is answered: %s", reply)
+	}
+	if s.over(name) == before {
+		t.Error("the one too many is not counted")
+	}
+}
+
 // TestSYNFlood sends 50,000 SYNs of as many forged sources. Without a proxy the kernel keeps
 // something of each; with one it keeps nothing, servers hear of none, and good clients get
 // through all the while.
@@ -119,7 +168,7 @@ func TestSYNFlood(t *testing.T) {
 	list := backendList(on("", s.Backends...)...)
 	config := func(proxy string) string {
 		return services(service("web", listenOn(1, "7/tcp"), list, proxy),
-			localService("box", listenOn(2, "7/tcp"), proxy))
+			ownService("box", listenOn(2, "7/tcp"), proxy))
 	}
 	s.apply(config("syn_proxy: false"))
 	box, err := lab.EchoTCP(s.Gateway, "gateway", join(vip(4, 2), 7), join(vip(6, 2), 7))
@@ -162,6 +211,11 @@ func TestSYNFlood(t *testing.T) {
 	}
 	if n := s.tableEntries(); n > 5000 { // of the good clients, in TIME_WAIT
 		t.Errorf("%d entries in the connection table after the flood", n)
+	}
+	var st engine.Status
+	s.mustJSON(&st, "status")
+	if p := st.SYNProxy; p.SYNs < 4*each || p.Valid < 80 {
+		t.Errorf("%+v after %d SYNs", *p, 4*each)
 	}
 	flooded := 0
 	for _, f := range families {

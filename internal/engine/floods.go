@@ -37,6 +37,14 @@ type TableStatus struct {
 	Max     int `json:"max"` // net.netfilter.nf_conntrack_max
 }
 
+// ProxyStatus is what the kernel's SYN proxies did since the network namespace came up, for
+// weir's services and for others'.
+type ProxyStatus struct {
+	SYNs    uint64 `json:"syn_received"`
+	Valid   uint64 `json:"cookie_valid"`   // clients that proved their address
+	Invalid uint64 `json:"cookie_invalid"` // packets that proved nothing
+}
+
 // Offender is a source that was over a limit of a service within the last ten minutes.
 type Offender struct {
 	Source  string `json:"source"` // the prefix that the limit counts by, or an address
@@ -125,6 +133,36 @@ func (v *View) Offenders(ctx context.Context, k Counters, service string, now ti
 		return []Offender{}, nil
 	}
 	return ReadOffenders(ctx, k, v.plan, service, now)
+}
+
+// readTables adds what the kernel tells of its tables.
+func (st *Status) readTables(cfg *model.Config) {
+	st.Connections = connectionTable()
+	if slices.ContainsFunc(cfg.Services, func(s *model.Service) bool { return s.SynProxy }) {
+		st.SYNProxy = proxyStatus()
+	}
+}
+
+// proxyStatus reads the statistics of SYN proxies, a line of hexadecimal numbers for each
+// processor (synproxy_cpu_seq_show in net/netfilter/nf_synproxy_core.c); nil where there are
+// none.
+func proxyStatus() *ProxyStatus {
+	b, err := os.ReadFile("/proc/thread-self/net/stat/synproxy")
+	if err != nil {
+		return nil
+	}
+	st := &ProxyStatus{}
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 {
+			continue
+		}
+		for i, v := range []*uint64{&st.SYNs, &st.Invalid, &st.Valid} {
+			n, _ := strconv.ParseUint(fields[i+1], 16, 64) // the head is no number
+			*v += n
+		}
+	}
+	return st
 }
 
 // connectionTable reads how full the connection table of the network namespace is; nil where

@@ -22,6 +22,7 @@ type Status struct {
 	Edge     *EdgeStatus     `json:"edge,omitempty"` // nil: the file says nothing of it, or one service was asked for
 	// Connections is the kernel's table of all connections, services' and others'.
 	Connections *TableStatus `json:"connection_table,omitempty"`
+	SYNProxy    *ProxyStatus `json:"syn_proxy,omitempty"` // nil: no service has one
 }
 
 // ServiceStatus is the share of one service.
@@ -94,7 +95,7 @@ type Counters interface {
 // one in which nothing was counted.
 func ReadStatus(ctx context.Context, k Counters, p *plan.Plan) (Status, error) {
 	st, err := readStatus(ctx, k, p.Config, p)
-	st.Connections = connectionTable()
+	st.readTables(p.Config)
 	return st, err
 }
 

@@ -249,6 +249,13 @@ var floodHooks = []edgeHook{
 	{"rate-new", "nat", ruleset.Input, 90,
 		"new connections to the box's own services, before they are counted at 100",
 		func(u usage, _ *edgePlan) []ruleset.Rule { return rateRules(u, ratesNewSpec) }},
+	{"local-new-out", "nat", ruleset.Output, -90,
+		"those from the box itself, and from SYN proxies in their clients' names: they leave by lo, and are no news any more when they come in",
+		func(u usage, _ *edgePlan) []ruleset.Rule {
+			lo := ruleset.OnLoopback{Out: true}
+			return append(rateRules(u, ratesNewSpec, lo),
+				inEither(u, localNew, askedKey, "new connection to a listener of the box", []ruleset.Stmt{lo})...)
+		}},
 	{"syn-proxy-in", "filter", ruleset.Input, -10,
 		"before anybody filters, at 0: nothing there knows the packets of clients that are not proved yet",
 		func(u usage, _ *edgePlan) []ruleset.Rule { return proxyRules(u) }},
@@ -258,13 +265,13 @@ var floodHooks = []edgeHook{
 }
 
 // rateRules looks up the chain that asks a listener's limits, and comes back.
-func rateRules(u usage, spec func(model.Family) setSpec) []ruleset.Rule {
+func rateRules(u usage, spec func(model.Family) setSpec, match ...ruleset.Stmt) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, f := range families {
 		for _, s := range []setSpec{spec(f), spec(f).twin()} {
 			if u[s.Name] != nil {
-				rules = append(rules, ruleset.Rule{Comment: "limits of the service", Stmts: []ruleset.Stmt{
-					ruleset.IsFamily(f), ruleset.VMap{Key: askedKey(f), Map: s.Name}}})
+				rules = append(rules, ruleset.Rule{Comment: "limits of the service", Stmts: append(slices.Clip(match),
+					ruleset.IsFamily(f), ruleset.VMap{Key: askedKey(f), Map: s.Name})})
 			}
 		}
 	}
