@@ -186,6 +186,7 @@ func TestSYNFlood(t *testing.T) {
 	s.apply(config("syn_proxy: true"))
 	before := s.status("web").Total
 	const each = 12_500
+	good := 0 // connections of good clients
 	for n := 1; n <= 2; n++ {
 		for _, f := range families {
 			at := netip.AddrPortFrom(vip(f, n), 7)
@@ -194,10 +195,10 @@ func TestSYNFlood(t *testing.T) {
 				defer close(done)
 				s.flood(t, s.Clients[0], at, each)
 			}()
-			good := 0
-			for over := false; !over || good < 20; good++ {
+			begun := good
+			for over := false; !over || good < begun+20; good++ {
 				if _, err := try(t, s.Clients[1], "tcp", s.port(), at); err != nil {
-					t.Errorf("a good client, %d after the flood began: %v", good, err)
+					t.Errorf("a good client, %d after the flood began: %v", good-begun, err)
 					break
 				}
 				select {
@@ -209,12 +210,12 @@ func TestSYNFlood(t *testing.T) {
 			<-done
 		}
 	}
-	if n := s.tableEntries(); n > 5000 { // of the good clients, in TIME_WAIT
-		t.Errorf("%d entries in the connection table after the flood", n)
+	if n := s.tableEntries(); n > good+1000 { // those of the good clients linger in TIME_WAIT
+		t.Errorf("%d entries in the connection table after the flood, and %d good clients", n, good)
 	}
 	var st engine.Status
 	s.mustJSON(&st, "status")
-	if p := st.SYNProxy; p.SYNs < 4*each || p.Valid < 80 {
+	if p := st.SYNProxy; p.SYNs < 4*each*9/10 || p.Valid < uint64(good) {
 		t.Errorf("%+v after %d SYNs", *p, 4*each)
 	}
 	flooded := 0
