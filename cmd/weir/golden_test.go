@@ -109,6 +109,7 @@ func runLine(line string) string {
 	}
 	fmt.Fprintf(&b, "exit %d\n", code)
 	out := timings.ReplaceAllString(b.String(), `$1: 0`)
+	out = tableSize.ReplaceAllString(tableMax.ReplaceAllString(out, `$1: 0`), "connection table: 0 of 0 entries (0%)")
 	if here, err := os.Getwd(); err == nil {
 		out = strings.ReplaceAll(out, here, "/etc/weir")
 	}
@@ -117,5 +118,11 @@ func runLine(line string) string {
 
 // clockTimes are times of the day, and those that are left.
 var clockTimes = regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*|(?:9m5\ds|10m0s)`)
+
+// The size of the connection table is the machine's, and so are entries of its own.
+var (
+	tableMax  = regexp.MustCompile(`("(?:entries|max)"): [0-9]+`)
+	tableSize = regexp.MustCompile(`connection table: [0-9]+ of [0-9]+ entries \([0-9]+%\)`)
+)
 
 var timings = regexp.MustCompile(`("(?:read|plan|commit)_ms"): [0-9.e-]+`)

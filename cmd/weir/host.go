@@ -33,7 +33,7 @@ func warnings(cfg *model.Config) []string {
 	for _, f := range host.Serious(host.Judge(n, f)) {
 		out = append(out, f.String())
 	}
-	return out
+	return append(out, deadEnds(cfg)...)
 }
 
 // notReadable says that the box could not be looked at.

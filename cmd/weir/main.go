@@ -104,7 +104,7 @@ changed.`,
 	flags.StringVar(&e.config, "config", defaultConfig, "configuration `FILE`")
 	flags.StringVarP(&e.output, "output", "o", "text", "form of reports: text or json")
 	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.confirmCmd(), e.runCmd(), e.clearCmd(),
-		e.statusCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
+		e.statusCmd(), e.offendersCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
 		e.doctorCmd(), e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd(), e.guardCmd(),
 		e.blocksCmd(), e.blockCmd(), e.unblockCmd(), e.whyCmd())
 	for _, c := range root.Commands() {

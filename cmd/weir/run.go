@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -297,6 +298,11 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 
 // Counts implements metrics.Source.
 func (c *control) Counts() map[string]uint64 { return c.Journal.Counts() }
+
+// Offenders implements api.Controller.
+func (c *control) Offenders(ctx context.Context, view engine.View, service string) ([]engine.Offender, error) {
+	return view.Offenders(ctx, c.counters, service, time.Now())
+}
 
 // ReloadNow implements api.Controller.
 func (c *control) ReloadNow(ctx context.Context, by *state.Operator, r api.ReloadRequest) error {

@@ -9,6 +9,7 @@
 //	GET  /metrics                                      for Prometheus: docs/METRICS.md
 //	GET  /v1/version
 //	GET  /v1/status[?service=NAME]
+//	GET  /v1/offenders[?service=NAME]                  sources that were over a limit
 //	GET  /v1/events[?since=N][&follow=1]               one engine.Event a line
 //	GET  /v1/backends                                  what weights follow from, beyond the file
 //	POST /v1/reload                                    {"ssh_connection": "…", "lock_me_out": true}, each may lack
@@ -47,6 +48,8 @@ type Controller interface {
 	View(ctx context.Context) (engine.View, error)
 	// Status returns view's services, or the one of that name, with what was counted.
 	Status(ctx context.Context, view engine.View, service string) (engine.Status, error)
+	// Offenders returns who was over a limit of view's services, or of the one of that name.
+	Offenders(ctx context.Context, view engine.View, service string) ([]engine.Offender, error)
 	// Say takes an operator's word of a backend (engine.Loop.Say).
 	Say(ctx context.Context, by *state.Operator, m engine.Member, change func(state.Word) state.Word, words string) error
 	// ReloadNow loads the configuration again. The error unwraps to config.Errors when
@@ -115,6 +118,11 @@ type ApplyRequest struct {
 	ReloadRequest
 	Confirm time.Duration // it goes back after that time unless Confirm is said; 0: it stays
 	File    string        // the path of the configuration that is meant; "": weir's
+}
+
+// Offenders is the answer of /v1/offenders.
+type Offenders struct {
+	Offenders []engine.Offender `json:"offenders"` // the worst first
 }
 
 // Reloaded is what a reload brought.

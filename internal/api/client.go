@@ -63,6 +63,15 @@ func (c *Client) Backends(ctx context.Context) (Backends, error) {
 	return ask[Backends](ctx, c, "GET", "/v1/backends", nil)
 }
 
+// Offenders asks for the sources that were over a limit, of all services or of one.
+func (c *Client) Offenders(ctx context.Context, service string) (Offenders, error) {
+	path := "/v1/offenders"
+	if service != "" {
+		path += "?service=" + url.QueryEscape(service)
+	}
+	return ask[Offenders](ctx, c, "GET", path, nil)
+}
+
 // Reload has weir load its configuration again. Mistakes in it are in Error.Errors.
 func (c *Client) Reload(ctx context.Context, r ReloadRequest) (Reloaded, error) {
 	return ask[Reloaded](ctx, c, "POST", "/v1/reload", r)

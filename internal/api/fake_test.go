@@ -102,6 +102,17 @@ func (f *fake) Status(_ context.Context, v engine.View, service string) (engine.
 	return st, nil
 }
 
+func (f *fake) Offenders(_ context.Context, v engine.View, service string) ([]engine.Offender, error) {
+	out := []engine.Offender{}
+	for _, s := range v.Config.Services {
+		if service == "" || service == s.Name {
+			out = append(out, engine.Offender{Source: "203.0.113.9", Service: s.Name, Limit: "packets 5/second burst 5 per source",
+				Over: engine.Passed{Packets: 7, Bytes: 420}, LastSeen: epoch, Expires: epoch.Add(10 * time.Minute)})
+		}
+	}
+	return out, nil
+}
+
 func (f *fake) Say(_ context.Context, by *state.Operator, m engine.Member, change func(state.Word) state.Word, words string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

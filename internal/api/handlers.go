@@ -16,20 +16,38 @@ import (
 )
 
 func (s *Server) status(ctx context.Context, r *http.Request) (any, error) {
-	q, err := query(r, "service")
+	view, service, err := s.asked(ctx, r)
 	if err != nil {
 		return nil, err
+	}
+	return s.weir.Status(ctx, view, service)
+}
+
+func (s *Server) offenders(ctx context.Context, r *http.Request) (any, error) {
+	view, service, err := s.asked(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.weir.Offenders(ctx, view, service)
+	return Offenders{list}, err
+}
+
+// asked returns what is known, and the service that a request is about; "" for all.
+func (s *Server) asked(ctx context.Context, r *http.Request) (engine.View, string, error) {
+	q, err := query(r, "service")
+	if err != nil {
+		return engine.View{}, "", err
 	}
 	view, err := s.weir.View(ctx)
 	if err != nil {
-		return nil, err
+		return view, "", err
 	}
 	if name, ok := q["service"]; ok {
 		if _, bad := findService(view.Config, name); bad != nil {
-			return nil, bad
+			return view, "", bad
 		}
 	}
-	return s.weir.Status(ctx, view, q["service"])
+	return view, q["service"], nil
 }
 
 func (s *Server) backends(ctx context.Context, r *http.Request) (any, error) {

@@ -47,6 +47,7 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 	})
 	s.route("GET", "/v1/status", s.status)
 	s.route("GET", "/v1/backends", s.backends)
+	s.route("GET", "/v1/offenders", s.offenders)
 	s.route("POST", "/v1/reload", s.reload)
 	s.route("POST", "/v1/apply", s.apply)
 	s.route("POST", "/v1/confirm", s.confirm)

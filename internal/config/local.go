@@ -20,7 +20,7 @@ type saidKey struct {
 var trackWords = []string{"conntrack", "none"}
 
 // localAllowed are the keys of a service that a program on this machine serves.
-var localAllowed = []string{"name", "listen", "forward", "track", "assign"}
+var localAllowed = []string{"name", "listen", "forward", "track", "limit", "syn_proxy", "assign"}
 
 func (r *serviceReader) forward(n yaml.Node, w where) {
 	if n.Text() == "direct" {

@@ -47,6 +47,7 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 		listen[i] = l.String()
 	}
 	fmt.Fprintf(b, "    listen: %s\n", quotedList(listen))
+	marshalFloods(b, s)
 	if s.Local() {
 		marshalLocal(b, s)
 		return

@@ -27,6 +27,8 @@ type serviceReader struct {
 	slowStart  place
 	unsure     bool // what says how health is used has a mistake in it
 
+	floods floodReader
+
 	said []saidKey // the keys, in the order of the text
 }
 
@@ -64,6 +66,7 @@ func (d *decoder) service(w where, n yaml.Node) {
 	r.missing(has.backends || r.s.Local(), "backends", "want a list, backends: [] for a service without any")
 	d.addListens(r.listenAt)
 	r.checkForward()
+	r.checkFloods()
 	if !r.broken && !r.s.Local() {
 		r.check()
 		if !r.unsure {
@@ -80,6 +83,11 @@ func (r *serviceReader) option(k, v yaml.Node, w where) {
 		r.forward(v, w)
 	case "track":
 		r.track(v, w)
+	case "limit":
+		r.limits(v, w)
+	case "syn_proxy":
+		r.floods.proxy = place{v.Pos(), w}
+		r.s.SynProxy = r.boolean(v, w)
 	case "balance":
 		i, _ := r.word(v, w, model.BalanceNames())
 		r.s.Balance = model.Balance(i)

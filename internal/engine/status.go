@@ -29,6 +29,9 @@ type Status struct {
 	Findings []host.Finding `json:"findings,omitzero"` // what is wrong on the box, the worst first
 	Lists    []lists.Status `json:"blocklists,omitempty"`
 	Applied  *bool          `json:"applied,omitempty"` // the kernel does what is wanted; else it is tried again
+	// Connections is the kernel's table of all connections, services' and others'.
+	Connections *TableStatus `json:"connection_table,omitempty"`
+	SYNProxy    *ProxyStatus `json:"syn_proxy,omitempty"` // nil: no service has one
 }
 
 // ServiceStatus is the share of one service.
@@ -44,6 +47,7 @@ type ServiceStatus struct {
 	Backends       []BackendStatus `json:"backends"`
 	// Listeners are those of a local service, which has no backends.
 	Listeners []ListenerStatus `json:"listeners,omitempty"`
+	Limits    []LimitStatus    `json:"limits,omitempty"` // in the order of the file
 	// Former sums up backends that were counted and are in the file no more.
 	Former Traffic `json:"former"`
 	Total  Traffic `json:"total"`
@@ -105,7 +109,9 @@ type Counters interface {
 // ReadStatus returns the status of the services of p. A kernel without weir's rules gives
 // one in which nothing was counted.
 func ReadStatus(ctx context.Context, k Counters, p *plan.Plan) (Status, error) {
-	return readStatus(ctx, k, p.Config, p)
+	st, err := readStatus(ctx, k, p.Config, p)
+	st.readTables(p.Config)
+	return st, err
 }
 
 // readStatus is the status of the services of cfg, which p may know by other weights.
@@ -142,6 +148,9 @@ func readStatus(ctx context.Context, k Counters, cfg *model.Config, p *plan.Plan
 			return st, err
 		}
 	}
+	if err := st.readLimits(ctx, k, cfg, p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return st, err
+	}
 	st.Loaded = true
 	return st, nil
 }
@@ -164,6 +173,7 @@ func newStatus(cfg *model.Config) Status {
 		for _, l := range s.Listen {
 			ss.Listen = append(ss.Listen, l.String())
 		}
+		ss.Limits = limitStatus(s)
 		ss.describeLocal(s)
 		sum := map[model.Family]int{}
 		for _, b := range s.Backends {

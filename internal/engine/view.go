@@ -75,6 +75,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	} else {
 		st.Loaded = true // as far as was asked
 	}
+	st.readTables(&cfg)
 	if name != "" {
 		st.Edge = nil
 	}

@@ -98,8 +98,9 @@ func full() *rs.Ruleset {
 			Key: rs.Key{rs.Const(9 << 20), rs.CtOrigDPort, v4.saddr}, Data: rs.Concat{v4.daddr, rs.DPort}})}})
 	t.Chains = append(t.Chains, limited()...)
 	sets, chains := edgeFixture()
-	t.Sets = append(t.Sets, sets...)
-	t.Chains = append(append(t.Chains, bases()...), chains...)
+	floodSets, floodChains := floodFixture()
+	t.Sets = append(append(t.Sets, sets...), floodSets...)
+	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

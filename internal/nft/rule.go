@@ -84,6 +84,14 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 	case ruleset.OutDevice:
 		r.field(ruleset.OIFName, r.alloc(16))
 		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))
+	case ruleset.RateOver:
+		r.rateOver(s)
+	case ruleset.NotInSet:
+		r.notInSet(s)
+	case ruleset.IsSYN:
+		r.isSYN()
+	case ruleset.SynProxy:
+		r.synProxy(s)
 	case ruleset.InSet:
 		r.lookup(s.Set, r.newKey(s.Key), -1, false)
 	case ruleset.VMap:

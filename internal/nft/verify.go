@@ -104,6 +104,9 @@ var meanings = map[string][]exprAttr{
 		{unix.NFTA_DYNSET_SREG_DATA, register}, {unix.NFTA_DYNSET_OP, number}, {unix.NFTA_DYNSET_TIMEOUT, millisec},
 		{unix.NFTA_DYNSET_FLAGS, number}, {unix.NFTA_DYNSET_EXPR, inner}, {dynsetExpressions, never}},
 	"connlimit": {{connlimitCount, number}, {connlimitFlags, number}},
+	"limit": {{unix.NFTA_LIMIT_RATE, number}, {unix.NFTA_LIMIT_UNIT, number}, {unix.NFTA_LIMIT_BURST, number},
+		{unix.NFTA_LIMIT_TYPE, number}, {unix.NFTA_LIMIT_FLAGS, number}},
+	"synproxy": {{synproxyMSS, number}, {synproxyWScale, number}, {synproxyFlags, number}},
 	"byteorder": {{unix.NFTA_BYTEORDER_SREG, register}, {unix.NFTA_BYTEORDER_DREG, register}, {unix.NFTA_BYTEORDER_OP, number},
 		{unix.NFTA_BYTEORDER_LEN, number}, {unix.NFTA_BYTEORDER_SIZE, number}},
 	"nat": {{unix.NFTA_NAT_TYPE, number}, {unix.NFTA_NAT_FAMILY, number}, {unix.NFTA_NAT_REG_ADDR_MIN, register},
@@ -160,12 +163,12 @@ func appendExpr(b []byte, expr string) ([]byte, bool) {
 }
 
 // appendInner appends an expression that a dynset gives its elements; of those of weir's
-// that is one that counts connections.
+// that is one that counts connections or limits their rate.
 func appendInner(b []byte, expr string) ([]byte, bool) {
 	if expr == "" {
 		return append(b, 0), true
 	}
-	if cstr(attr(expr, unix.NFTA_EXPR_NAME)) != "connlimit" {
+	if kind := cstr(attr(expr, unix.NFTA_EXPR_NAME)); kind != "connlimit" && kind != "limit" {
 		return b, false
 	}
 	return appendExpr(append(b, 1), expr)

@@ -85,6 +85,23 @@ var edits = []struct {
 	{"access", 2, "tcp flags @flag-bytes", "tcp flags != @flag-bytes"},
 	{"access", 6, "iifname", "oifname"},
 	{"access", 7, `"eth1"`, `"eth2"`},
+	{"over/4", 0, "over 50/second", "over 51/second"},
+	{"over/4", 0, "over 50/second", "50/second"},
+	{"over/6", 0, "50/second", "50/minute"},
+	{"over/4", 0, "burst 100", "burst 101"},
+	{"over/4", 0, "timeout 2s", "timeout 3s"},
+	{"over/4", 0, " limit rate over 50/second burst 100 packets", ""},
+	{"over/4", 0, "limit rate over 50/second burst 100 packets", "counter"},
+	{"over/4", 0, "255.255.255.0", "255.255.254.0"},
+	{"over/6", 0, " & ffff:ffff:ffff:ffff::", ""},
+	{"over/6", 1, "!= @buckets6", "@buckets6"},
+	{"over/4", 2, "== syn", "!= syn"},
+	{"over/4", 2, "rst | ack", "rst"},
+	{"proxy", 0, "mss 1460", "mss 1440"},
+	{"proxy", 0, "wscale 7", "wscale 8"},
+	{"proxy", 0, " sack-perm", ""},
+	{"proxy", 0, "invalid,untracked", "invalid"},
+	{"proxy", 1, "state new", "state new,untracked"},
 }
 
 // compiled returns full without the rule that nft 1.0.6 compiles wrong; see raw.

@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"slices"
+
 	"weir/internal/model"
 	"weir/internal/ruleset"
 )
@@ -161,7 +163,7 @@ type edgeHook struct {
 var edgeHooks = []edgeHook{
 	{"early", "filter", ruleset.Prerouting, -300,
 		"after defragmentation (-400), so that ports are there, and before conntrack (-200)",
-		func(u usage, _ *edgePlan) []ruleset.Rule { return append(findInvalidFlags(u), keepFromConntrack(u)...) }},
+		func(u usage, _ *edgePlan) []ruleset.Rule { return early(u) }},
 	{"early-out", "filter", ruleset.Output, -300,
 		"the same for what the box sends",
 		func(u usage, _ *edgePlan) []ruleset.Rule { return keepFromConntrackOut(u) }},
@@ -169,8 +171,8 @@ var edgeHooks = []edgeHook{
 		"where nft and iptables filter by custom: translation is done, nothing is counted yet", judgeIn},
 	{chainEdgeForward, "filter", ruleset.Forward, 0,
 		"the same for packets that pass through", judgeForward},
-	{"local-in", "filter", ruleset.Input, 99,
-		"packets to the box's own services, counted once they are let in",
+	{"local-in", "filter", ruleset.Input, 101,
+		"packets to the box's own services, counted once they are let in: after limits, which chains of type nat ask at 100",
 		func(u usage, _ *edgePlan) []ruleset.Rule {
 			return inEither(u, localIn, askedKey, "to a listener of the box", nil)
 		}},
@@ -189,7 +191,7 @@ var edgeHooks = []edgeHook{
 // edgeChains returns the chains that the policy and the box's own services need.
 func edgeChains(u usage, ep *edgePlan) []*ruleset.Chain {
 	var chains []*ruleset.Chain
-	for _, h := range edgeHooks {
+	for _, h := range slices.Concat(edgeHooks, floodHooks) {
 		if rules := h.rules(u, ep); len(rules) > 0 {
 			chains = append(chains, &ruleset.Chain{Name: h.name, Rules: rules,
 				Base: &ruleset.Base{Type: h.typ, Hook: h.hook, Priority: h.priority}})

@@ -63,7 +63,7 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	if packet.ToLocal == nil {
 		packet.ToLocal = p.own
 	}
-	trace := p.Ruleset.Eval(packet, &env)
+	trace := p.eval(packet, &env)
 	asked := packet.Dst
 	if packet.Conn != nil {
 		asked = packet.Conn.OrigDst

@@ -21,7 +21,7 @@ func TestLimitsHold(t *testing.T) {
 	spilled, refused, dropped := 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := configtest.RandomModel(t, &configtest.Options{MaxServices: 1, MaxBackends: 5, Limits: []int{1, 2, 3},
-			NoEmpty: true, NoHealth: true, NoAssign: true, NoLocal: true})
+			NoEmpty: true, NoHealth: true, NoAssign: true, NoLocal: true, NoFloods: true})
 		s := cfg.Services[0]
 		s.Backends[0].MaxConnections = 1 // at least one limit
 		p := plan.Build(cfg, nil)

@@ -48,6 +48,7 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 		u := prev.reuse(s, place, cfg)
 		if u == nil {
 			u = newUnit(s, place, cfg.HashSeed)
+			u.floods()
 			u.admit(cfg.Edge.Dropping())
 		}
 		p.units[s] = u

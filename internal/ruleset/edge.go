@@ -17,21 +17,10 @@ type CtStates uint32
 const (
 	Established CtStates = 1 << 1 // of a connection that has seen both directions
 	Related     CtStates = 1 << 2 // begins another one that a known one asked for, or is an ICMP error about it
+	New         CtStates = 1 << 3 // the first of a connection, or a late one of a forgotten one
+	Invalid     CtStates = 1 << 0 // no connection, and none can begin with it
+	Untracked   CtStates = 1 << 6 // a rule kept it from conntrack
 )
-
-// String returns the states as nft lists them: "established,related".
-func (s CtStates) String() string {
-	var words []string
-	for _, w := range []struct {
-		bit  CtStates
-		word string
-	}{{Established, "established"}, {Related, "related"}} {
-		if s&w.bit != 0 {
-			words = append(words, w.word)
-		}
-	}
-	return strings.Join(words, ",")
-}
 
 // OnLoopback matches packets of the loopback device: those that came in by it or, with Out,
 // those that will leave by it because the box sends them to itself.
@@ -68,7 +57,7 @@ func flagsText(v uint8) string {
 // validFlags are the combinations that mean something, PSH, ECE and CWR left out: what
 // conntrack takes for valid (tcp_valid_flags in net/netfilter/nf_conntrack_proto_tcp.c).
 var validFlags = []TCPFlags{
-	SYN, SYN | urg, SYN | ack, RST, RST | ack, FIN | ack, FIN | ack | urg, ack, ack | urg,
+	SYN, SYN | urg, SYN | ACK, RST, RST | ACK, FIN | ACK, FIN | ACK | urg, ACK, ACK | urg,
 }
 
 // InvalidFlags returns every value of the byte of TCP flags that no sender of good faith
@@ -86,8 +75,12 @@ func InvalidFlags() []uint8 {
 // ctState knows a packet as established when the connection it belongs to is given.
 func (x *ruleRun) ctState(s CtState) (bool, Verdict) {
 	switch {
+	case x.untracked && s.States&Untracked != 0:
+		return x.hold("conntrack does not see the packet")
 	case !x.tracked:
 		return x.fail("conntrack does not know the packet")
+	case x.p.Conn == nil && s.States&New != 0:
+		return x.hold("the packet begins a connection")
 	case x.p.Conn == nil:
 		return x.fail("the packet belongs to no known connection")
 	case s.States&Established == 0:

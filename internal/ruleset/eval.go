@@ -75,6 +75,7 @@ type Trace struct {
 	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
 	Counts     []ElemUpdate   // where the rules counted the connection; no data
 	Found      []Found        // the elements of other sets that matched
+	Proxied    bool           // a SYN proxy took the packet
 }
 
 // Found is an element of a set that a rule looked for and found.

@@ -56,15 +56,7 @@ func (x *ruleRun) value(e Expr) (string, bool) {
 		}
 		return x.key(key)
 	case Masked:
-		v, ok := x.field(e.Field)
-		if !ok {
-			return "", false
-		}
-		b, mask := []byte(v), e.Mask()
-		for i := range mask {
-			b[i] &= mask[i]
-		}
-		return string(b), true
+		return x.masked(e)
 	case FixedPort:
 		return string(AppendPort(nil, uint16(e))), true
 	}

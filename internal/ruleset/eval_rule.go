@@ -126,6 +126,14 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.onLoopback(s)
 	case OutDevice:
 		return x.outDevice(s)
+	case RateOver:
+		return x.rateOver(s)
+	case NotInSet:
+		return x.notInSet(s)
+	case IsSYN:
+		return x.isSYN()
+	case SynProxy:
+		return x.synProxy(s)
 	case InSet:
 		return x.inSet(s)
 	case VMap:

@@ -280,6 +280,14 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
+	case RateOver:
+		return s.text()
+	case NotInSet:
+		return s.Key.String() + " != @" + s.Set
+	case IsSYN:
+		return "tcp flags & (fin | syn | rst | ack) == syn"
+	case SynProxy:
+		return s.text()
 	case InSet:
 		return s.Key.String() + " @" + s.Set
 	case VMap:
@@ -391,7 +399,7 @@ func exprText(e Expr) string {
 	case MapGet:
 		return e.Key.String() + " map @" + e.Map
 	case Masked:
-		return fieldInfo[e.Field].text + " & " + e.Field.Type().text(e.Mask())
+		return e.text()
 	case Concat:
 		parts := make([]string, len(e))
 		for i, f := range e {

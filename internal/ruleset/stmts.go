@@ -98,13 +98,6 @@ type MapGet struct {
 	Map string
 }
 
-// Masked is the first Bits bits of an address field, the others zero. It stands alone in a
-// key.
-type Masked struct {
-	Field Field
-	Bits  int // from 0 to the length of an address
-}
-
 // Concat is several values one after the other, for a map's data.
 type Concat []Field
 
@@ -116,7 +109,6 @@ func (Numgen) expr() {}
 func (Hash) expr()   {}
 func (MapGet) expr() {}
 func (Concat) expr() {}
-func (Masked) expr() {}
 
 func (FixedPort) expr() {}
 
@@ -184,7 +176,7 @@ const (
 	SYN
 	RST
 	psh
-	ack
+	ACK
 	urg
 	ece
 	cwr

@@ -20,7 +20,7 @@ func (x *ruleRun) flags() TCPFlags {
 	case x.p.Conn == nil && !x.p.Late:
 		return SYN
 	}
-	return ack
+	return ACK
 }
 
 func (x *ruleRun) noSYN() (bool, Verdict) {

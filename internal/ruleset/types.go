@@ -56,15 +56,6 @@ func (ts Types) Len() int {
 	return n
 }
 
-// Mask returns, in register layout, the bits that are left of the field.
-func (m Masked) Mask() string {
-	b := make([]byte, m.Field.Type().Size())
-	for i := range m.Bits {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return string(b)
-}
-
 // AppendAddr appends a in register layout.
 func AppendAddr(b []byte, a netip.Addr) []byte {
 	if a.Is4() {

@@ -61,8 +61,11 @@ func checkService(s *model.Service) error {
 			return fmt.Errorf("listen %s", l)
 		}
 	}
+	if err := checkFloods(s); err != nil {
+		return err
+	}
 	if s.Local() {
-		bare := model.Service{Name: s.Name, Listen: s.Listen, Assign: s.Assign, Forward: s.Forward, Untracked: s.Untracked}
+		bare := model.Service{Name: s.Name, Listen: s.Listen, Assign: s.Assign, Forward: s.Forward, Untracked: s.Untracked, Limits: s.Limits, SynProxy: s.SynProxy}
 		if !s.Equal(&bare) {
 			return fmt.Errorf("is local and has more than that")
 		}

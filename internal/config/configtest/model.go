@@ -30,6 +30,7 @@ type Options struct {
 	NoHealth    bool     // no checks, no backups, and nothing else about health
 	NoLocal     bool     // no services of the box itself
 	NoEdge      bool     // no access policy
+	NoFloods    bool     // no limits of rates, and no SYN proxy
 	Devices     []string // that an access policy names; empty: eth0, eth1 and wan.100
 }
 
@@ -143,8 +144,10 @@ func (g *generator) service(i int) *model.Service {
 	}
 	if !g.o.NoLocal && g.upTo(0, 4, "local") == 4 {
 		g.local(s)
+		g.floods(s)
 		return s
 	}
+	g.floods(s)
 	g.source(s)
 	if g.o.NoEmpty || g.upTo(0, 9, "empty") > 0 {
 		g.backends(s, same, length)

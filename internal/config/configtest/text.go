@@ -124,6 +124,7 @@ func (w *writer) service(s *model.Service) []string {
 		"name: " + w.scalar(s.Name),
 		"listen: " + w.scalars(w.listen(s.Listen)),
 	}
+	keys = append(keys, w.floodKeys(s)...)
 	if s.Local() {
 		return append(keys, w.localKeys(s)...)
 	}

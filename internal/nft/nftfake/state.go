@@ -339,6 +339,10 @@ func setsOf(r *ruleset.Rule) []string {
 		switch s := s.(type) {
 		case ruleset.InSet:
 			names = append(keySets(names, s.Key), s.Set)
+		case ruleset.NotInSet:
+			names = append(keySets(names, s.Key), s.Set)
+		case ruleset.RateOver:
+			names = append(keySets(names, s.Key), s.Set)
 		case ruleset.VMap:
 			names = append(keySets(names, s.Key), s.Map)
 		case ruleset.Update:
