@@ -197,6 +197,9 @@ func (c *Conn) Declarations(ctx context.Context, ref TableRef) ([]*ruleset.Set, 
 			return nil, err
 		}
 		sets, _, err := c.declarations(ref)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, nil
+		}
 		if !errors.Is(err, errInterrupted) {
 			return sets, err
 		}
