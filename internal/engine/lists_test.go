@@ -107,15 +107,17 @@ func TestBlocksKeepTheirCounts(t *testing.T) {
 	check("in a larger set")
 	apply(compiledAs(t, blocklist.Reject, many...))
 	check("with another action")
+	apply(compiledAs(t, blocklist.Reject, many[:100]...)) // which would get a smaller set if it were the first
+	check("in a set with much room")
 	before := k.Commits()
 	e = &engine.Engine{Kernel: k}
-	apply(compiledAs(t, blocklist.Reject, many...))
+	apply(compiledAs(t, blocklist.Reject, many[:100]...))
 	if k.Commits() != before {
 		t.Error("a restart committed")
 	}
 	check("after a restart")
 	e = &engine.Engine{Kernel: k}
-	apply(compiledAs(t, blocklist.Reject, many[:100]...))
+	apply(compiledAs(t, blocklist.Reject, many[:90]...))
 	check("after a restart with another list")
 
 	k.Flush()
