@@ -225,7 +225,7 @@ backend.`,
 					return err
 				}
 				return e.print(s, func() error {
-					_, err := fmt.Fprintf(e.stdout, "taken: %s, %d entries\n", s.Name, s.Entries)
+					_, err := fmt.Fprintf(e.stdout, "taken: %s, %s\n", s.Name, entriesText(s.Entries))
 					return err
 				})
 			}))
@@ -348,7 +348,7 @@ func (e *env) showWhy(ctx context.Context, a netip.Addr) error {
 }
 
 // outcomes are what becomes of packets, by the action.
-var outcomes = map[string]string{"drop": "dropped", "reject": "refused", "count": "counted, and let through"}
+var outcomes = map[string]string{"drop": "dropped", "reject": "refused", "count": "let through, and counted,"}
 
 func (e *env) printWhy(out api.Why, now time.Time) error {
 	switch {

@@ -81,7 +81,7 @@ func (e *env) printCheck(rep checkReport) error {
 		if !s.InUse {
 			continue
 		}
-		fmt.Fprintf(e.stdout, "blocklist %s: %d entries", s.Name, s.Entries)
+		fmt.Fprintf(e.stdout, "blocklist %s: %s", s.Name, entriesText(s.Entries))
 		for _, n := range []struct {
 			n    int
 			what string

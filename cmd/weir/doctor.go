@@ -29,7 +29,6 @@ type checkedItem struct {
 }
 
 func (e *env) doctorCmd() *cobra.Command {
-	var state string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check all that weir needs at once, and say what to type",
@@ -41,9 +40,9 @@ Nothing is changed.
 
 Exit codes: 0 nothing is wrong; 1 there are errors or warnings; 2 the configuration or the
 command line is wrong.`,
-		RunE: func(c *cobra.Command, _ []string) error { return e.doctor(c.Context(), state) },
+		RunE: func(c *cobra.Command, _ []string) error { return e.doctor(c.Context(), e.state) },
 	}
-	c.Flags().StringVar(&state, "state", stateFile(), "`FILE` in which weir run keeps what operators say")
+	c.Flags().StringVar(&e.state, "state", stateFile(), "`FILE` in which weir run keeps what operators say")
 	return c
 }
 

@@ -218,6 +218,14 @@ func (x *examination) has(id string) bool {
 // rules compares weir's rules with the configuration. A running weir does that itself, with
 // what the checks found and operators said.
 func (x *examination) rules(ctx context.Context, k *kernel) error {
+	lists := x.env.readLists(ctx, x.cfg)
+	k.Blocked = lists.Compiled()
+	for _, s := range lists.Status() {
+		if s.Problem != "" {
+			x.add(host.Finding{ID: host.Blocklist, Severity: host.Error, Subject: s.Name, Found: "blocklist " + s.Name + " is not good: " + s.Problem,
+				Means: "the last good one is in use, if there was one"})
+		}
+	}
 	p, delta, err := k.Preview(ctx, x.cfg)
 	if err != nil {
 		return err
@@ -239,7 +247,7 @@ func (x *examination) rules(ctx context.Context, k *kernel) error {
 func compared(delta *ruleset.Delta) host.Finding {
 	f := host.Finding{ID: host.RulesDiffer, Severity: host.Warning, Subject: "table inet weir", Fix: "weir apply",
 		Found: "weir's rules are not what the configuration asks for: " + delta.Summary(), Means: "the kernel does what an earlier configuration, or somebody else, said"}
-	if len(delta.Tables) > 0 && delta.Tables[0].Create {
+	if creates(delta) {
 		f.ID, f.Severity, f.Found, f.Means = host.RulesMissing, host.Error, "weir's rules are not in the kernel", "nobody answers for the services"
 	}
 	return f

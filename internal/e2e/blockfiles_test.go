@@ -1,13 +1,16 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"weir/internal/engine"
+	"weir/internal/model"
 )
 
 // TestBadBlocklists puts what is no list, or one that would cut off what the box needs, in the
@@ -94,5 +97,59 @@ func TestBadBlocklists(t *testing.T) {
 		t.Errorf("accepted: %s", p)
 	}
 	f.wants(t, "accepted", map[int]bool{7: false, 8: false, 100: false})
+	f.stop()
+}
+
+// TestLargeBlocklist changes a list of 200,000 while no weir runs: too many to read what the
+// kernel holds, and the counters go on all the same. Then it changes in a running one.
+func TestLargeBlocklist(t *testing.T) {
+	t.Parallel()
+	f := newFence(t)
+	var text strings.Builder
+	for i := range 200_000 {
+		fmt.Fprintf(&text, "20.%d.%d.%d\n", i>>16, i>>8&255, i&255)
+	}
+	large := strings.TrimSuffix(text.String(), "\n")
+	f.list("a.txt", append(bad(7), large)...)
+	f.write(f.config("blocklists:", "  - {name: a, files: a.txt}"))
+	began := time.Now()
+	f.start()
+	t.Logf("ready after %s", time.Since(began).Round(time.Millisecond))
+	f.warm()
+	f.wants(t, "at first", map[int]bool{7: false, 8: true})
+	f.run.Kill()
+	<-f.run.Done()
+	f.wants(t, "without a weir", map[int]bool{7: false, 8: true})
+
+	began = time.Now()
+	f.start()
+	t.Logf("adopted after %s", time.Since(began).Round(time.Millisecond))
+	f.run.Kill()
+	<-f.run.Done()
+	f.list("a.txt", append(bad(7, 8), large)...)
+	began = time.Now()
+	f.start()
+	t.Logf("ready with another list after %s", time.Since(began).Round(time.Millisecond))
+	f.wants(t, "another list", map[int]bool{7: false, 8: false})
+	for _, fam := range families {
+		if w := f.why(in(fam, 7)); w.Packets != 3 || w.Bytes != 3*packetLen(fam) {
+			t.Errorf("%s counted %d packets, want 3", in(fam, 7), w.Packets)
+		}
+	}
+	began = time.Now()
+	f.list("a.txt", append(bad(7, 8, 9), large)...)
+	f.awaitPass(t, "the list is read again", 9, false)
+	t.Logf("an entry more after %s", time.Since(began).Round(time.Millisecond))
+	for _, fam := range families {
+		if w := f.why(in(fam, 7)); w.Packets != 3 {
+			t.Errorf("%s counted %d packets after an update, want 3", in(fam, 7), w.Packets)
+		}
+	}
+	began = time.Now()
+	f.must("block", "192.0.2.10")
+	t.Logf("weir block took %s", time.Since(began).Round(time.Millisecond))
+	if f.passes(in(model.IPv4, 10)) {
+		t.Error("weir block is not in force when it returns")
+	}
 	f.stop()
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -93,6 +94,9 @@ func (l *Loop) tellLists() {
 			l.note(Event{Kind: "blocks", List: s.Name, Message: words + s.Problem})
 		case s.Name != lists.Operator && s.Problem == "" && s.InUse && (!s.ReadAt.Equal(was.ReadAt) || was.Problem != ""):
 			words := fmt.Sprintf("taken: %d entries", s.Entries)
+			if s.Entries == 1 {
+				words = "taken: 1 entry"
+			}
 			if was.InUse && was.Entries != s.Entries {
 				words += fmt.Sprintf(", %+d", s.Entries-was.Entries)
 			}
@@ -104,6 +108,24 @@ func (l *Loop) tellLists() {
 		}
 	}
 	l.listed = now
+}
+
+// applyLists applies cfg with the blocklists. Where the kernel does not take these, it does
+// what cfg says with those that it has, so that they hold up nothing else; that is an error
+// all the same, and tried again.
+func (l *Loop) applyLists(ctx context.Context, cfg *model.Config) (Report, error) {
+	if l.Lists == nil {
+		return l.Engine.Apply(ctx, cfg)
+	}
+	l.Engine.Blocked = l.Lists.Compiled()
+	rep, err := l.Engine.Apply(ctx, cfg)
+	p := l.Engine.Plan()
+	if err == nil || ctx.Err() != nil || p == nil || p.Blocks.Compiled == l.Engine.Blocked {
+		return rep, err
+	}
+	l.Engine.Blocked = p.Blocks.Compiled
+	rep, again := l.Engine.Apply(ctx, cfg)
+	return rep, errors.Join(fmt.Errorf("with other blocklists: %w", err), again)
 }
 
 // blocks returns what operators blocked.

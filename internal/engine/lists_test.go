@@ -107,15 +107,17 @@ func TestBlocksKeepTheirCounts(t *testing.T) {
 	check("in a larger set")
 	apply(compiledAs(t, blocklist.Reject, many...))
 	check("with another action")
+	apply(compiledAs(t, blocklist.Reject, many[:100]...)) // which would get a smaller set if it were the first
+	check("in a set with much room")
 	before := k.Commits()
 	e = &engine.Engine{Kernel: k}
-	apply(compiledAs(t, blocklist.Reject, many...))
+	apply(compiledAs(t, blocklist.Reject, many[:100]...))
 	if k.Commits() != before {
 		t.Error("a restart committed")
 	}
 	check("after a restart")
 	e = &engine.Engine{Kernel: k}
-	apply(compiledAs(t, blocklist.Reject, many[:100]...))
+	apply(compiledAs(t, blocklist.Reject, many[:90]...))
 	check("after a restart with another list")
 
 	k.Flush()
@@ -285,6 +287,17 @@ func TestLoopLists(t *testing.T) {
 	if v := view(); v.Applied || blocks(v, "192.0.2.9") {
 		t.Error("the kernel refused it, and the view says that it is there")
 	}
+	// A reload is not held up by lists that the kernel refuses.
+	k.Refuse(unix.ENOMEM)
+	more := web(1, 1)
+	cfg = more
+	if err := loop.ReloadNow(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if v := view(); v.Applied || blocks(v, "192.0.2.9") || !blocks(v, "192.0.2.2") {
+		t.Error("the lists before do not hold")
+	}
+	holdsBlocks(t, k, &plan.Plan{Ruleset: plan.Build(more, nil).WithBlocks(plan.NewBlocks(compiled(t, "192.0.2.2", "192.0.2.3"), nil)).Ruleset})
 	for !blocks(view(), "192.0.2.9") {
 		clock.advance(time.Second)
 		time.Sleep(time.Millisecond)
@@ -294,7 +307,7 @@ func TestLoopLists(t *testing.T) {
 	for _, e := range events {
 		told = append(told, strings.TrimSpace(e.Kind+" "+e.List+" "+e.Message))
 	}
-	for _, want := range []string{"blocks bad taken: 1 entries", "blocks bad not taken, the last good one stays: no", "operator  block 192.0.2.9"} {
+	for _, want := range []string{"blocks bad taken: 1 entry", "blocks bad not taken, the last good one stays: no", "operator  block 192.0.2.9"} {
 		if !slices.Contains(told, want) {
 			t.Errorf("no event %q in %q", want, told)
 		}

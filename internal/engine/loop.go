@@ -278,10 +278,7 @@ func (l *Loop) apply(ctx context.Context) (Report, error) {
 	for _, t := range transitions {
 		l.transition(t)
 	}
-	if l.Lists != nil {
-		l.Engine.Blocked = l.Lists.Compiled()
-	}
-	return l.Engine.Apply(ctx, cfg)
+	return l.applyLists(ctx, cfg)
 }
 
 // foreign reports whether the commit touched no table of weir's, for certain.

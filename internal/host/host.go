@@ -53,6 +53,7 @@ const (
 	StateFile      = "state-file"        // what operators say cannot be kept
 	BackendDown    = "backend-down"      // the checks say so
 	ServiceDown    = "service-down"      // nothing to send new connections to
+	Blocklist      = "blocklist"         // cannot be read, or would cut off what is needed
 	NotReadable    = "host-not-readable" // the box could not be looked at
 )
 

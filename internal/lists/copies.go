@@ -121,8 +121,8 @@ func (s *source) restore(o Options) {
 			return
 		}
 	}
-	for i := range ix.Files {
-		if err := files.Read(b, filepath.Join(o.Dir, s.decl.Name, strconv.Itoa(i))); err != nil {
+	for i, name := range ix.Files {
+		if err := files.ReadCopy(b, filepath.Join(o.Dir, s.decl.Name, strconv.Itoa(i)), name); err != nil {
 			o.Log.Warn("the copy of the last good blocklist cannot be used", "list", s.decl.Name, "error", err)
 			return
 		}

@@ -269,7 +269,8 @@ func (k *Keeper) protected() []blocklist.Protected {
 	return append(out, k.own...)
 }
 
-// Named returns what of a configuration no list may cut off.
+// Named returns what of a configuration no list may cut off. Management prefixes belong
+// here once the configuration has them.
 func Named(cfg *model.Config) []blocklist.Protected {
 	var out []blocklist.Protected
 	seen := map[netip.Addr]bool{}

@@ -192,6 +192,9 @@ func TestBadFileKeepsTheLastGood(t *testing.T) {
 			d.start()
 			d.wants("198.18.0.1 drop", "198.18.3.1 drop", "10.1.1.1 none")
 			d.says("a", c.want)
+			if m := d.k.Lookup(netip.MustParseAddr("198.18.0.1")).Matches; len(m) != 1 || m[0].File != filepath.Join(d.dir, "a.txt") {
+				t.Errorf("an entry of a copy: %+v", m)
+			}
 
 			d.write("a.txt", numbered(1, 900))
 			if !d.k.Poll() {

@@ -56,6 +56,9 @@ func TestMarker(t *testing.T) {
 		!sets[0].SameSpec(second.Tables[0].Sets[0]) || sets[0].Len() != 0 {
 		t.Errorf("declared: %+v, %v", sets, err)
 	}
+	if sets, err := n.Declarations(context.Background(), TableRef{rs.Inet, "nobody"}); err != nil || len(sets) != 0 {
+		t.Errorf("of a table that is not there: %+v, %v", sets, err)
+	}
 	n.nft("delete element inet weir entries { 10.0.3.1 }; add element inet weir entries { 10.9.9.9 : drop }", "-f", "-")
 	have, _ = n.read(second)
 	if d := rs.Diff(have, second); !d.Empty() {

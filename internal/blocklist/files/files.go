@@ -79,6 +79,11 @@ func Read(b *blocklist.Builder, name string) error {
 	return read(name, b.MaxBytes(), func(f *os.File) error { return b.Add(name, f) })
 }
 
+// ReadCopy is Read of a copy of the file of that name: what is in it is said to stand there.
+func ReadCopy(b *blocklist.Builder, path, name string) error {
+	return read(path, b.MaxBytes(), func(f *os.File) error { return b.Add(name, f) })
+}
+
 // read opens a file, has it read, and looks whether it stayed the same meanwhile.
 func read(name string, most int64, add func(*os.File) error) error {
 	f, before, err := open(name)

@@ -87,7 +87,10 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 			}
 			spec.Parts = []*ruleset.Part{p}
 			if w := wantedSet(want, s.Name); w != nil && len(w.Packed) > 0 {
-				spec.Parts, spec.Packed = nil, packed(s.Set, p.Elems)
+				spec.Parts, spec.Packed = nil, w.Packed
+				if !t.marked(want) {
+					spec.Packed = packed(s.Set, p.Elems)
+				}
 			}
 		}
 		out.Sets = append(out.Sets, &spec)
@@ -116,6 +119,15 @@ func wantedSet(t *ruleset.Table, name string) *ruleset.Set {
 		return nil
 	}
 	return t.Set(name)
+}
+
+// marked reports whether the table has want's marker: then elements are believed, not read.
+func (t *table) marked(want *ruleset.Table) bool {
+	if want == nil || want.Marker == "" {
+		return false
+	}
+	w, c := want.Chain(want.Marker), t.chain(want.Marker)
+	return w != nil && c != nil && slices.EqualFunc(c.rules, w.Fingerprints(), func(r rule, print string) bool { return r.print == print })
 }
 
 // packed returns elements, in ascending order, as nft packs what it reads.
