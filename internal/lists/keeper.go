@@ -269,10 +269,15 @@ func (k *Keeper) protected() []blocklist.Protected {
 	return append(out, k.own...)
 }
 
-// Named returns what of a configuration no list may cut off. Management prefixes belong
-// here once the configuration has them.
+// Named returns what of a configuration no list may cut off: backends, and the prefixes from
+// which the box is managed.
 func Named(cfg *model.Config) []blocklist.Protected {
 	var out []blocklist.Protected
+	if cfg.Edge != nil {
+		for _, p := range cfg.Edge.Management {
+			out = append(out, blocklist.Protected{Prefix: p, What: "management " + p.String()})
+		}
+	}
 	seen := map[netip.Addr]bool{}
 	for _, s := range cfg.Services {
 		for _, b := range s.Backends {

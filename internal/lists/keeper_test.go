@@ -161,6 +161,7 @@ func TestBadFileKeepsTheLastGood(t *testing.T) {
 		{"grown", numbered(0, 2000), "max_change"},
 		{"everything", "0.0.0.0/0\n" + numbered(0, 900), "0.0.0.0/0"},
 		{"itself", "192.0.2.77\n" + numbered(0, 900), "192.0.2.77"},
+		{"management", "203.0.113.0/26\n" + numbered(0, 900), "management 203.0.113.16/28"},
 		{"backend", "10.0.0.0/8\n" + numbered(0, 900), "backend 10.1.1.1:80 of service web"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -172,6 +173,7 @@ func TestBadFileKeepsTheLastGood(t *testing.T) {
 			}
 			d.own = []blocklist.Protected{{Prefix: netip.MustParsePrefix("192.0.2.77/32"), What: "this machine"}}
 			d.cfg.Services = []*model.Service{{Name: "web", Backends: []model.Backend{{Addr: netip.MustParseAddr("10.1.1.1"), Ports: model.Port(80)}}}}
+			d.cfg.Edge = &model.Edge{Management: []netip.Prefix{netip.MustParsePrefix("203.0.113.16/28")}}
 			d.write("a.txt", numbered(0, 900))
 			d.start()
 			d.says("a", "")
