@@ -51,24 +51,24 @@ func (d *decoder) blocklist(n yaml.Node, w where) {
 	l := &model.Blocklist{Action: model.BlockDrop, MaxChange: model.DefaultMaxChange}
 	named, filled := false, false
 	for k, v := range n.Pairs() {
-		switch w := w.in(k.Text()); k.Text() {
+		switch at := w.in(k.Text()); k.Text() {
 		case "name":
 			named = true
-			l.Name = d.listName(v, w)
+			l.Name = d.listName(v, at)
 		case "entries":
 			filled = true
-			d.each(v, w, maxListEntries, func(n yaml.Node, w where) { d.blockEntry(l, n, w) })
+			d.each(v, at, maxListEntries, func(n yaml.Node, w where) { d.blockEntry(l, n, w) })
 		case "files":
 			filled = true
-			d.each(v, w, maxListFiles, func(n yaml.Node, w where) { d.blockFile(l, n, w) })
+			d.each(v, at, maxListFiles, func(n yaml.Node, w where) { d.blockFile(l, n, w) })
 		case "action":
-			if i, ok := d.word(v, w, actionWords); ok {
+			if i, ok := d.word(v, at, actionWords); ok {
 				l.Action = model.BlockAction(i)
 			}
 		case "strict":
-			l.Strict = d.boolean(v, w)
+			l.Strict = d.boolean(v, at)
 		case "max_change":
-			l.MaxChange = d.maxChange(v, w)
+			l.MaxChange = d.maxChange(v, at)
 		default:
 			d.unknown(k, w, listAllowed)
 		}
