@@ -72,9 +72,12 @@ func TestWholeRun(t *testing.T) {
 	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes)
 	packets := 2 + 2*5
 	switch {
-	case lab.InUserNamespace(): // BPF is for root alone, and the report says so
+	case lab.InUserNamespace(): // BPF and large transactions are for root alone, and the report says so
 		packets = 0
-		if len(rep.Notes) != 1 || !strings.Contains(rep.Notes[0], "BPF needs root") {
+		expected := func(note string) bool {
+			return strings.Contains(note, "BPF needs root") || strings.Contains(note, "send buffer")
+		}
+		if !slices.ContainsFunc(rep.Notes, expected) || slices.ContainsFunc(rep.Notes, func(n string) bool { return !expected(n) }) {
 			t.Errorf("notes: %q", rep.Notes)
 		}
 	case len(rep.Notes) > 0:
@@ -115,11 +118,11 @@ func TestWholeRun(t *testing.T) {
 // checkBlocks looks for holes in the part about blocklists.
 func checkBlocks(t *testing.T, r *BlocksReport, packets bool) {
 	t.Helper()
-	if !r.Change.filled() || !r.Compile.filled() || r.Changes != changeTimes {
-		t.Errorf("no change: %+v", r)
-	}
 	if !packets {
 		return
+	}
+	if !r.Change.filled() || !r.Compile.filled() || r.Changes != changeTimes {
+		t.Errorf("no change: %+v", r)
 	}
 	for _, c := range r.Cells {
 		if c.Problem != "" || c.Packet.Least <= 0 || c.Rounds != 1 || c.Name != oneRule && (!c.Load.filled() || c.Memory <= 0) {

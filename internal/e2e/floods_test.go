@@ -305,6 +305,9 @@ func TestLimitSurvivesReload(t *testing.T) {
 // still held to the limit.
 func TestLimitFull(t *testing.T) {
 	t.Parallel()
+	if lab.InUserNamespace() {
+		t.Skip("filling a set with nft takes a larger socket buffer than an ordinary user gets")
+	}
 	s := newSite(t, 2, 1)
 	x := s.limited(`{new_connections: 20/hour, per: source}`, "nat")[0]
 	s.passes(t, x.name, x.servers, 30, 20, func() { s.shoot(t, s.Clients[0], x.at(4), 30) })

@@ -116,7 +116,11 @@ func TestNftTakesBlocks(t *testing.T) {
 			cmd := exec.Command(nft, "-c", "-f", "-")
 			text := rulesetOf(withSummary(compiled(t, lists), bits)).String()
 			cmd.Stdin = strings.NewReader(text)
-			if out, err := cmd.CombinedOutput(); err != nil {
+			out, err := cmd.CombinedOutput()
+			if err != nil && lab.InUserNamespace() && strings.Contains(string(out), "Message too long") {
+				continue // the socket buffer of an ordinary user bounds what nft can send
+			}
+			if err != nil {
 				t.Errorf("%v\n%s\n%s", err, out, text)
 			}
 		}

@@ -179,6 +179,9 @@ const fenceRate = 5000
 // from addresses that are in none. Not one of the first may come, not one of the others
 // be lost, and the counters are exact where the sets had room.
 func TestReplaceBlocksUnderTraffic(tt *testing.T) {
+	if lab.InUserNamespace() {
+		tt.Skip("replacing all of 100,000 entries takes a larger socket buffer than an ordinary user gets")
+	}
 	f := newFence(tt)
 	const size, size6 = 100_000, 20_000
 	r := rand.New(rand.NewPCG(5, 5))
