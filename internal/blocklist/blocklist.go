@@ -48,9 +48,6 @@ func (a *Action) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// ActionNames returns the words allowed in a configuration file, the strongest first.
-func ActionNames() []string { return []string{"drop", "reject", "count"} }
-
 // Limits of one list, where Options names no others.
 const (
 	// DefaultMaxBytes is how much text one file may hold, after unpacking.

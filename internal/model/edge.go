@@ -45,10 +45,6 @@ type Edge struct {
 // Dropping reports whether what nothing opens is dropped. A nil Edge drops nothing.
 func (e *Edge) Dropping() bool { return e != nil && e.Drop }
 
-// DroppingInvalidFlags reports whether TCP segments with flags that contradict each other
-// are dropped.
-func (e *Edge) DroppingInvalidFlags() bool { return e != nil && e.DropInvalidFlags }
-
 // OpenRule lets packets in or through. What a list does not say is open to all: an empty
 // list matches anything.
 type OpenRule struct {
