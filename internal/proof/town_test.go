@@ -227,23 +227,29 @@ func (t *town) random(r *rand.Rand) *model.Config {
 	return cfg
 }
 
-// rate is the number of new connections a second that must be reached.
-func rate(tb testing.TB) float64 {
+// wanted is the number of new connections a second that the traffic tests try for, and slow
+// the one below which a test shows nothing. They are far apart because machines that run
+// tests are shared: how many are reached is logged, and is no verdict on weir.
+const wanted, slow = 1100, 100
+
+// rate is the number of new connections a second to try for, and the one to reach.
+func rate(tb testing.TB) (try, must float64) {
 	v := os.Getenv("WEIR_PROOF_RATE")
 	if v == "" {
-		return 1000
+		return wanted, slow
 	}
 	n, err := strconv.ParseFloat(v, 64)
 	if err != nil || n <= 0 {
 		tb.Fatalf("WEIR_PROOF_RATE=%q: want a number of connections a second", v)
 	}
-	return n
+	return 1.1 * n, n
 }
 
 // load is what the two clients do.
 type load struct {
 	tb   testing.TB
-	rate float64 // asked for: a tenth more than must be reached
+	rate float64 // new connections a second that it tries for
+	must float64 // and those that it must reach
 	long int     // long connections of each client
 	runs []*lab.Running
 }
@@ -255,7 +261,8 @@ func (t *town) startLoad() *load { return t.startLoadOf(longEach, 0) }
 // startLoadOf is startLoad with another number of long connections of each client, and
 // another time after which an answer is not waited for any more; 0 is the usual one.
 func (t *town) startLoadOf(long int, timeout time.Duration) *load {
-	l := &load{tb: t.tb, rate: 1.1 * rate(t.tb), long: long}
+	l := &load{tb: t.tb, long: long}
+	l.rate, l.must = rate(t.tb)
 	for _, c := range t.Clients {
 		l.runs = append(l.runs, must(lab.StartLoad(t.tb.Context(), lab.LoadSpec{
 			Host: c, Network: "tcp", Targets: []string{vip4 + ":80", "[" + vip6 + "]:80"}, Timeout: timeout,
@@ -337,8 +344,8 @@ func (l *load) reached(res lab.LoadResult) {
 	l.tb.Helper()
 	reached := float64(res.Opened+res.Failed) / res.Elapsed.Seconds()
 	l.tb.Logf("%.0f new connections a second: %s", reached, res)
-	if must := rate(l.tb); reached < must {
-		l.tb.Errorf("%.0f new connections a second were opened, not %.0f; a slower machine wants a lower WEIR_PROOF_RATE", reached, must)
+	if reached < l.must {
+		l.tb.Errorf("%.0f new connections a second were opened, fewer than %.0f", reached, l.must)
 	}
 }
 
