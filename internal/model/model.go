@@ -41,6 +41,7 @@ type Config struct {
 	Edge       *Edge               // what may reach and pass the box; nil: weir restricts nothing
 	Blocklists []*Blocklist        // in file order; names are unique
 	Allow      []netip.Prefix      // masked; never blocked, whatever a list says
+	Egress     []*Pool             // in file order, which is the order of match; names are unique
 }
 
 // Family is an IP version: 4 or 6.
@@ -204,12 +205,14 @@ const (
 	SourceKeep       SourceMode = iota // the client's own address
 	SourceMasquerade                   // the address of the outgoing interface
 	SourceAddress                      // a fixed address
+	SourcePool                         // an address of an egress pool
 )
 
 // SourceNAT is a mode and, for SourceAddress, the address of each family.
 type SourceNAT struct {
 	Mode   SourceMode
 	V4, V6 netip.Addr // valid for SourceAddress only; one of them may be missing
+	Pool   string     // the pool's name, for SourcePool only
 }
 
 // Addr returns the fixed address of family f; invalid where there is none.
