@@ -42,11 +42,10 @@ func (g lockout) check(file string, cfg *model.Config) error {
 	if g.LockMeOut {
 		return nil
 	}
-	p := plan.Build(cfg, nil)
 	login := loginHere(g.SSHConnection)
-	why := p.ShutsAllOut(login)
+	why := plan.ShutsAllOut(cfg, login)
 	if why == "" && login != nil {
-		why = p.Cuts(*login)
+		why = plan.Cuts(cfg, *login)
 	}
 	if why == "" {
 		return nil

@@ -251,11 +251,14 @@ func (k *Keeper) allow() []netip.Prefix {
 // protected is what no list may cut off. Where the machine cannot be asked, what the
 // configuration names is protected all the same.
 func (k *Keeper) protected() []blocklist.Protected {
+	if len(k.lists) == 0 && len(k.blocks) == 0 {
+		return nil // nothing could cut anything off
+	}
 	var out []blocklist.Protected
 	if k.cfg != nil {
 		out = Named(k.cfg)
 	}
-	if k.o.Protected == nil || len(k.lists) == 0 && len(k.blocks) == 0 {
+	if k.o.Protected == nil {
 		return out
 	}
 	own, err := k.o.Protected()

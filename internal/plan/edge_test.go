@@ -218,11 +218,10 @@ func TestLockOutReasons(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := plan.Build(cfg, nil)
-		if why := p.ShutsAllOut(&c.login); (why != "") != c.all {
+		if why := plan.ShutsAllOut(cfg, &c.login); (why != "") != c.all {
 			t.Errorf("%s: nobody gets in: %q, want %t", c.text, why, c.all)
 		}
-		if why := p.Cuts(c.login); (why != "") != c.me {
+		if why := plan.Cuts(cfg, c.login); (why != "") != c.me {
 			t.Errorf("%s: %s is cut: %q, want %t", c.text, c.login.Server, why, c.me)
 		}
 	}

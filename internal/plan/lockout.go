@@ -48,9 +48,15 @@ func ParseLogin(s string) (Login, error) {
 	return l, nil
 }
 
-// Cuts says why whoever works on the box through l could not log in again under the plan,
-// "" if he could. The session itself would live on, as an established connection.
-func (p *Plan) Cuts(l Login) string {
+// Cuts says why whoever works on the box through l could not log in again under the
+// configuration, "" if he could. The session itself would live on, as an established connection.
+func Cuts(cfg *model.Config, l Login) string {
+	// Services of other addresses have no part in it, and there may be thousands.
+	near := *cfg
+	near.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool {
+		return !slices.ContainsFunc(s.Listen, func(x model.Listen) bool { return x.Addr == l.Server.Addr() })
+	})
+	p := Build(&near, nil)
 	packet := ruleset.Packet{Src: l.Client, Dst: l.Server, Proto: model.TCP, In: l.Device,
 		ToLocal: func(a netip.Addr) bool { return a == l.Server.Addr() }}
 	x := p.Explain(packet, ruleset.Env{})
@@ -71,11 +77,11 @@ func (p *Plan) Cuts(l Login) string {
 	return ""
 }
 
-// ShutsAllOut says why nobody could log in under the plan, "" if somebody may. It asks for
+// ShutsAllOut says why nobody could log in under the configuration, "" if somebody may. It asks for
 // management prefixes, or for an open rule or a service of the box for SSH: on port 22, and
 // on that of login, which may be nil.
-func (p *Plan) ShutsAllOut(login *Login) string {
-	e := p.Config.Edge
+func ShutsAllOut(cfg *model.Config, login *Login) string {
+	e := cfg.Edge
 	if !e.Dropping() || len(e.Management) > 0 {
 		return ""
 	}
@@ -89,7 +95,7 @@ func (p *Plan) ShutsAllOut(login *Login) string {
 		}
 		if slices.ContainsFunc(e.Open, func(r *model.OpenRule) bool {
 			return r.Box && (len(r.Traffic) == 0 || slices.ContainsFunc(r.Traffic, func(t model.Traffic) bool { return lets(t.Proto, t.Ports) }))
-		}) || slices.ContainsFunc(p.Config.Services, func(s *model.Service) bool {
+		}) || slices.ContainsFunc(cfg.Services, func(s *model.Service) bool {
 			return s.Local() && slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return lets(l.Proto, l.Ports) })
 		}) {
 			return ""
