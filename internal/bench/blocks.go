@@ -5,14 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
-	"time"
 
 	"weir/internal/lab"
 )
@@ -241,7 +239,7 @@ type blockPath struct {
 	gw     *gateway
 	frames []byte
 	costs  []float64
-	perRun int
+	gauge
 }
 
 // blocks measures blocklists.
@@ -250,40 +248,21 @@ func (b *bench) blocks(ctx context.Context) (*BlocksReport, error) {
 	if err := b.blockChange(ctx, rep); err != nil {
 		return nil, err
 	}
-	gen, err := newGenerator()
-	if errors.Is(err, fs.ErrPermission) {
-		b.note("blocklists: packets not measured: BPF needs root outside of user namespaces: %v", err)
-		return rep, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer gen.close()
-	n, err := lab.New()
-	if err != nil {
-		return nil, err
-	}
-	defer n.Close()
-	paths, err := b.blockPaths(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	for r := range b.rounds {
-		if b.late() && r > 0 {
-			b.note("blocklists: only %d of %d rounds fitted into the time", r, b.rounds)
-			break
+	var paths []*blockPath
+	err := b.generated("blocklists", func(gen *generator, n *lab.Net) (err error) {
+		if paths, err = b.blockPaths(ctx, n); err != nil {
+			return err
 		}
-		b.say("blocklists: round %d of %d", r+1, b.rounds)
-		for i := range paths {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			if p := paths[(i+r)%len(paths)]; p.cell.Problem == "" {
+		return b.inRounds(ctx, "blocklists", len(paths), func(i int) {
+			if p := paths[i]; p.cell.Problem == "" {
 				if err := p.measure(gen); err != nil {
 					p.cell.Problem = err.Error()
 				}
 			}
-		}
+		})
+	})
+	if err != nil {
+		return nil, err
 	}
 	for _, p := range paths {
 		p.cell.Packet, p.cell.Rounds = costOf(p.costs), len(p.costs)
@@ -361,28 +340,17 @@ func (b *bench) has(programs []string) bool {
 	return true
 }
 
-// measure sends bursts as path.run does. All packets end in the gateway.
+// measure measures a round. All packets end in the gateway.
 func (p *blockPath) measure(gen *generator) error {
 	gen.load(p.frames)
-	warm, err := p.gw.send(gen, outside, probe)
+	cost, err := p.run(p.gw, gen, math.MaxInt)
 	if err != nil {
 		return err
-	}
-	if p.perRun == 0 {
-		p.perRun = max(int(sendTime/max(warm/probe, 1)), probe)
-	}
-	least := time.Duration(math.MaxInt64)
-	for range bursts {
-		spent, err := p.gw.send(gen, outside, p.perRun)
-		if err != nil {
-			return err
-		}
-		least = min(least, spent)
 	}
 	// A router says a word of its own now and then.
 	if out, err := p.gw.delivered(); err != nil || out > probe {
 		return errors.Join(err, fmt.Errorf("%d packets came out", out))
 	}
-	p.costs = append(p.costs, float64(least)/float64(p.perRun))
+	p.costs = append(p.costs, cost)
 	return nil
 }

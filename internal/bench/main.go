@@ -53,6 +53,7 @@ type options struct {
 	sizes       []int // services, for applies
 	packetSizes []int // services, for packets
 	blockSizes  []int // entries of blocklists
+	edgeSizes   []int // listeners of the machine itself
 	rounds      int
 	only        string        // "" or one of parts
 	json        string        // file, "" for none
@@ -62,15 +63,15 @@ type options struct {
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "blocks", "deaths"}
+var parts = []string{"apply", "packets", "edge", "blocks", "deaths"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	services := fs.String("services", "", "numbers of services, separated by commas (default 10,1000,10000; for packets 1,1000,10000)")
+	services := fs.String("services", "", "numbers of services, separated by commas (default 10,1000,10000; for packets 1,1000,10000; listeners for edge: 1,650,10000)")
 	quick := fs.Bool("quick", false, "leave out the largest number of services, and do 2 rounds")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, of which the median is printed")
-	fs.StringVar(&o.only, "only", "", "do one part: apply, packets, blocks or deaths")
+	fs.StringVar(&o.only, "only", "", "do one part: "+strings.Join(parts, ", "))
 	entries := fs.String("entries", "", "numbers of entries of blocklists, separated by commas (default 650,10000,100000,1000000)")
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
@@ -79,15 +80,15 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	o.sizes, o.packetSizes, o.blockSizes = []int{10, 1000, 10000}, sizesOfPackets, sizesOfBlocks
+	o.sizes, o.packetSizes, o.blockSizes, o.edgeSizes = []int{10, 1000, 10000}, sizesOfPackets, sizesOfBlocks, sizesOfEdge
 	if *quick {
-		o.sizes, o.packetSizes, o.blockSizes, o.rounds = o.sizes[:2], o.packetSizes[:2], o.blockSizes[:3], 2
+		o.sizes, o.packetSizes, o.blockSizes, o.edgeSizes, o.rounds = o.sizes[:2], o.packetSizes[:2], o.blockSizes[:3], o.edgeSizes[:2], 2
 	}
 	if *services != "" {
 		if o.sizes, err = numbers("-services", *services, 100_000); err != nil {
 			return o, err
 		}
-		o.packetSizes = o.sizes
+		o.packetSizes, o.edgeSizes = o.sizes, o.sizes
 	}
 	if *entries != "" {
 		if o.blockSizes, err = numbers("-entries", *entries, 2_000_000); err != nil {
@@ -180,6 +181,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("packets") {
 		if rep.Packets, err = b.packets(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("edge") {
+		if rep.Edge, err = b.edge(ctx); err != nil {
 			return nil, err
 		}
 	}

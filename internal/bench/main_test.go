@@ -67,9 +67,9 @@ func TestWholeRun(t *testing.T) {
 		}
 		return rep
 	}
-	rep, more, lists := part("apply"), part("packets"), part("blocks")
-	rep.Packets, rep.Blocks = more.Packets, lists.Blocks
-	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes)
+	rep, more, lists, edge := part("apply"), part("packets"), part("blocks"), part("edge")
+	rep.Packets, rep.Blocks, rep.Edge = more.Packets, lists.Blocks, edge.Edge
+	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF and large transactions are for root alone, and the report says so
@@ -101,6 +101,14 @@ func TestWholeRun(t *testing.T) {
 		}
 	}
 	checkBlocks(t, rep.Blocks, packets > 0)
+	if want := 1 + 5 + 3; packets > 0 && len(rep.Edge) != want {
+		t.Errorf("%d rows of listeners, want %d", len(rep.Edge), want)
+	}
+	for _, c := range rep.Edge {
+		if c.Problem != "" || c.Packet.Least <= 0 || c.Rounds != 1 {
+			t.Errorf("%+v has a hole", c)
+		}
+	}
 	var out bytes.Buffer
 	if err := rep.print(&out); err != nil {
 		t.Fatal(err)

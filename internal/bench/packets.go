@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -58,15 +55,15 @@ func costOf(rounds []float64) Cost {
 
 // path is one gateway that is measured.
 type path struct {
-	cell        PacketCell
-	gw          *gateway
-	tracks      bool // connections are tracked
-	syns, acks  []byte
-	first       [][]byte // packets of the connections that get established
-	later       [][]byte
-	news, olds  []float64
-	perNew      int // packets a run; 0: not known yet
-	perEstablsh int
+	cell       PacketCell
+	gw         *gateway
+	tracks     bool // connections are tracked
+	syns, acks []byte
+	first      [][]byte // packets of the connections that get established
+	later      [][]byte
+	news, olds []float64
+	ofNew      gauge
+	ofLater    gauge
 }
 
 // packets measures the cost of a packet for every contender and size, in turn.
@@ -75,48 +72,28 @@ func (b *bench) packets(ctx context.Context) ([]PacketCell, error) {
 		b.note("packets: not measured: the world around the gateways needs nft: %v", err)
 		return nil, nil
 	}
-	gen, err := newGenerator()
-	if errors.Is(err, fs.ErrPermission) {
-		b.note("packets: not measured: BPF needs root outside of user namespaces: %v", err)
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer gen.close()
-	n, err := lab.New()
-	if err != nil {
-		return nil, err
-	}
-	defer n.Close()
-	paths, err := b.paths(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range paths {
-		if p.cell.Problem == "" && p.tracks && ctx.Err() == nil {
-			if err := p.warm(gen); err != nil {
-				p.cell.Problem = err.Error()
-			}
+	var paths []*path
+	err := b.generated("packets", func(gen *generator, n *lab.Net) (err error) {
+		if paths, err = b.paths(ctx, n); err != nil {
+			return err
 		}
-	}
-	for r := range b.rounds {
-		if b.late() && r > 0 {
-			b.note("packets: only %d of %d rounds fitted into the time", r, b.rounds)
-			break
-		}
-		b.say("packets: round %d of %d", r+1, b.rounds)
-		for i := range paths {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			p := paths[(i+r)%len(paths)] // who follows whom changes from round to round
-			if p.cell.Problem == "" {
-				if err := p.measure(ctx, gen); err != nil {
+		for _, p := range paths {
+			if p.cell.Problem == "" && p.tracks && ctx.Err() == nil {
+				if err := p.warm(gen); err != nil {
 					p.cell.Problem = err.Error()
 				}
 			}
 		}
+		return b.inRounds(ctx, "packets", len(paths), func(i int) {
+			if p := paths[i]; p.cell.Problem == "" {
+				if err := p.measure(ctx, gen); err != nil {
+					p.cell.Problem = err.Error()
+				}
+			}
+		})
+	})
+	if err != nil {
+		return nil, err
 	}
 	var cells []PacketCell
 	for _, p := range paths {
@@ -210,7 +187,7 @@ func (p *path) measure(ctx context.Context, gen *generator) error {
 			return err
 		}
 	}
-	cost, err := p.run(gen, p.syns, &p.perNew, maxFrames)
+	cost, err := p.run(gen, p.syns, &p.ofNew, maxFrames)
 	if err != nil {
 		return err
 	}
@@ -223,7 +200,7 @@ func (p *path) measure(ctx context.Context, gen *generator) error {
 			return err
 		}
 	}
-	cost, err = p.run(gen, p.acks, &p.perEstablsh, establishedRun)
+	cost, err = p.run(gen, p.acks, &p.ofLater, establishedRun)
 	if err != nil {
 		return err
 	}
@@ -231,38 +208,26 @@ func (p *path) measure(ctx context.Context, gen *generator) error {
 	return nil
 }
 
-// run sends bursts of n frames, over and over if need be, but no more than most, and
-// returns the nanoseconds for each. The number is settled by the first run. All packets
-// must have come out.
-func (p *path) run(gen *generator, frames []byte, n *int, most int) (float64, error) {
+// run returns the nanoseconds for each of the frames, of which no more than most are sent.
+// All must have come out.
+func (p *path) run(gen *generator, frames []byte, m *gauge, most int) (float64, error) {
 	gen.load(frames)
 	before, err := p.gw.delivered()
 	if err != nil {
 		return 0, err
 	}
-	warm, err := p.gw.send(gen, outside, probe)
+	cost, err := m.run(p.gw, gen, most)
 	if err != nil {
 		return 0, err
-	}
-	if *n == 0 {
-		*n = min(max(int(sendTime/max(warm/probe, 1)), probe), (most-probe)/bursts)
-	}
-	least := time.Duration(math.MaxInt64)
-	for range bursts {
-		spent, err := p.gw.send(gen, outside, *n)
-		if err != nil {
-			return 0, err
-		}
-		least = min(least, spent)
 	}
 	after, err := p.gw.delivered()
 	if err != nil {
 		return 0, err
 	}
-	if out := int(after - before); out < *n*bursts { // the probe may lose one to a cold start
-		return 0, fmt.Errorf("%d of %d packets came out", out, *n*bursts+probe)
+	if out := int(after - before); out < m.perRun*bursts { // the probe may lose one to a cold start
+		return 0, fmt.Errorf("%d of %d packets came out", out, m.perRun*bursts+probe)
 	}
-	return float64(least) / float64(*n), nil
+	return cost, nil
 }
 
 // median returns the middle of values, 0 for none.

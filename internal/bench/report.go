@@ -21,6 +21,7 @@ type Report struct {
 	Machine Machine       `json:"machine"`
 	Apply   []ApplyCell   `json:"apply"`
 	Packets []PacketCell  `json:"packets"`
+	Edge    []EdgeCell    `json:"edge,omitempty"`
 	Blocks  *BlocksReport `json:"blocks,omitempty"`
 	Deaths  []DeathCell   `json:"deaths"`
 	Notes   []string      `json:"notes"`
@@ -41,6 +42,9 @@ func (r *Report) print(w io.Writer) error {
 	}
 	if len(r.Deaths) > 0 {
 		r.printDeaths(w)
+	}
+	if len(r.Edge) > 0 {
+		r.printEdge(w)
 	}
 	if r.Blocks != nil {
 		r.Blocks.print(w)
