@@ -12,7 +12,6 @@ import (
 // What nf_tables.h and nf_synproxy.h have and golang.org/x/sys/unix lacks.
 const (
 	lookupInverted = 1 // NFT_LOOKUP_F_INV
-	limitInverted  = 1 // NFT_LIMIT_F_INV: over the rate matches
 
 	synproxyMSS    = 1 // NFTA_SYNPROXY_MSS
 	synproxyWScale = 2 // NFTA_SYNPROXY_WSCALE
@@ -23,7 +22,7 @@ const (
 	synproxyOptions = 0x01 | 0x02 | 0x04 | 0x08
 )
 
-func (r *ruleEnc) rateOver(s ruleset.RateOver) {
+func (r *ruleEnc) rateUnder(s ruleset.RateUnder) {
 	if s.Rate == 0 || s.Burst == 0 || s.Timeout < time.Millisecond || s.Unit < time.Second {
 		r.fail("a rate of %d in %s, %d at once, for %s, is none", s.Rate, s.Unit, s.Burst, s.Timeout)
 		return
@@ -41,7 +40,7 @@ func (r *ruleEnc) rateOver(s ruleset.RateOver) {
 	r.w.u64(unix.NFTA_LIMIT_UNIT, uint64(s.Unit/time.Second))
 	r.w.u32(unix.NFTA_LIMIT_BURST, s.Burst)
 	r.w.u32(unix.NFTA_LIMIT_TYPE, unix.NFT_LIMIT_PKTS)
-	r.w.u32(unix.NFTA_LIMIT_FLAGS, limitInverted)
+	r.w.u32(unix.NFTA_LIMIT_FLAGS, 0) // what is under the rate matches
 	r.w.close(d)
 	r.w.close(x)
 	r.close(e)

@@ -18,10 +18,10 @@ func floodFixture() (sets []*rs.Set, chains []*rs.Chain) {
 		by := func(bits int) rs.Key {
 			return rs.Key{rs.Const(7), rs.Const(1 << 31), rs.MaskedSaddr(f.Family, bits)}
 		}
-		over := rs.RateOver{Set: "buckets" + f.suffix, Key: by(bits), Rate: 50, Unit: time.Second, Burst: 100, Timeout: 2 * time.Second}
-		hourly := rs.RateOver{Set: "buckets" + f.suffix, Key: by(8 * f.addr.Size()), Rate: 10, Unit: time.Hour, Burst: 1, Timeout: time.Hour}
+		under := rs.RateUnder{Set: "buckets" + f.suffix, Key: by(bits), Rate: 50, Unit: time.Second, Burst: 100, Timeout: 2 * time.Second}
+		hourly := rs.RateUnder{Set: "buckets" + f.suffix, Key: by(8 * f.addr.Size()), Rate: 10, Unit: time.Hour, Burst: 1, Timeout: time.Hour}
 		chains = append(chains, &rs.Chain{Name: "over/" + f.suffix, Rules: []rs.Rule{
-			rule("over", rs.IsFamily(f.Family), over, rs.Verdict{Kind: rs.GotoChain, Chain: "offender/" + f.suffix}),
+			rule("under", rs.IsFamily(f.Family), under, rs.Verdict{Kind: rs.GotoChain, Chain: "offender/" + f.suffix}),
 			rule("no room", rs.IsFamily(f.Family), rs.NotInSet{Key: by(bits), Set: "buckets" + f.suffix}, rs.Verdict{Kind: rs.ReturnBack}),
 			rule("SYN", rs.IsFamily(f.Family), rs.IsProto(model.TCP), rs.IsSYN{}, hourly, rs.Verdict{Kind: rs.DropPacket}),
 		}}, &rs.Chain{Name: "offender/" + f.suffix, Rules: []rs.Rule{

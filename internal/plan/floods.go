@@ -83,6 +83,11 @@ func rateChainName(s *model.Service, f model.Family) string {
 
 func rateNewChain(s *model.Service, f model.Family) string { return rateChainName(s, f) + "/new" }
 
+// limitChain asks the i-th limit.
+func limitChain(s *model.Service, f model.Family, i int) string {
+	return fmt.Sprintf("%s/%d", rateChainName(s, f), i+1)
+}
+
 // overRateChain refuses what is over the i-th limit.
 func overRateChain(s *model.Service, f model.Family, i int) string {
 	return fmt.Sprintf("over/%s/%s/%d", s.Name, f, i+1)
@@ -90,9 +95,13 @@ func overRateChain(s *model.Service, f model.Family, i int) string {
 
 // rateID is the number of a limit: 64 bits out of its words and the service's name, so
 // that it is the same in every plan and on every node.
-func rateID(s *model.Service, l model.Limit) ruleset.Key {
+func rateID(s *model.Service, l model.Limit) ruleset.Key { return limitID(s, l, "") }
+
+// limitID is rateID with something to tell sets apart: buckets have numbers of their own,
+// because elements of an earlier release, which match the other way round, may still be there.
+func limitID(s *model.Service, l model.Limit, of string) ruleset.Key {
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%s\x00%s\x00%t", s.Name, l, l.Reject)
+	fmt.Fprintf(h, "%s\x00%s\x00%t%s", s.Name, l, l.Reject, of)
 	sum := mix(h.Sum64())
 	return ruleset.Key{ruleset.Const(uint32(sum >> 32)), ruleset.Const(uint32(sum))}
 }
@@ -107,28 +116,41 @@ type rateUse struct {
 
 // bucket returns the set and key of the packet's bucket.
 func (l rateUse) bucket() (set string, key ruleset.Key) {
+	id := limitID(l.service, l.Limit, "bucket")
 	if l.Whole {
-		return sharedBucketsSpec().Name, rateID(l.service, l.Limit)
+		return sharedBucketsSpec().Name, id
 	}
-	return bucketsSpec(l.family).Name, l.sourceKey(l.Limit)
+	return bucketsSpec(l.family).Name, append(id, ruleset.MaskedSaddr(l.family, l.Bits(l.family)))
 }
 
 func (l rateUse) sourceKey(of model.Limit) ruleset.Key {
 	return append(rateID(l.service, l.Limit), ruleset.MaskedSaddr(l.family, of.Bits(l.family)))
 }
 
-// rules take a token, or send the packet to the limit's chain. match is what comes first.
-func (l rateUse) rules(match ...ruleset.Stmt) []ruleset.Rule {
+// ask is the rule that asks the limit. match is what comes first.
+func (l rateUse) ask(match ...ruleset.Stmt) ruleset.Rule {
+	return ruleset.Rule{Comment: fmt.Sprintf("limit %d of %s", l.i+1, l.service.Name), Stmts: append(slices.Clip(match),
+		ruleset.Verdict{Kind: ruleset.JumpTo, Chain: limitChain(l.service, l.family, l.i)})}
+}
+
+// limit is the chain that takes a token. Most packets find one, and are done with one
+// look-up; of the others, those that have a bucket are over the limit. Whether there is one
+// is asked by rules that match if there is none: a look-up that finds an element asks its
+// limit again (nft_lookup.c). That of the counting ends its rule if it finds no room.
+func (l rateUse) limit() *ruleset.Chain {
 	set, key := l.bucket()
-	over := ruleset.RateOver{Set: set, Key: key, Rate: uint32(l.Rate), Unit: l.Unit, Burst: uint32(l.Burst),
-		Timeout: (l.Refill() + 2*time.Second - 1).Truncate(time.Second)}
-	with := func(s ...ruleset.Stmt) []ruleset.Stmt { return append(slices.Clip(match), s...) }
-	return []ruleset.Rule{
-		{Comment: fmt.Sprintf("limit %d of %s", l.i+1, l.service.Name), Stmts: with(over,
-			ruleset.Verdict{Kind: ruleset.GotoChain, Chain: overRateChain(l.service, l.family, l.i)})},
-		{Comment: "no room to count: it passes", Stmts: with(ruleset.NotInSet{Set: set, Key: key},
-			ruleset.Update{Set: uncheckedSpec.Name, Key: rateID(l.service, l.Limit)})},
-	}
+	none := ruleset.NotInSet{Set: set, Key: key}
+	back := ruleset.Verdict{Kind: ruleset.ReturnBack}
+	return &ruleset.Chain{Name: limitChain(l.service, l.family, l.i), Rules: []ruleset.Rule{
+		{Comment: l.String(), Stmts: []ruleset.Stmt{ruleset.IsFamily(l.family),
+			ruleset.RateUnder{Set: set, Key: key, Rate: uint32(l.Rate), Unit: l.Unit, Burst: uint32(l.Burst),
+				Timeout: (l.Refill() + 2*time.Second - 1).Truncate(time.Second)}, back}},
+		{Comment: "no room to count", Stmts: []ruleset.Stmt{ruleset.IsFamily(l.family), none,
+			ruleset.Update{Set: uncheckedSpec.Name, Key: rateID(l.service, l.Limit)}}},
+		{Comment: "it passes", Stmts: []ruleset.Stmt{ruleset.IsFamily(l.family), none, back}},
+		{Comment: "over it", Stmts: []ruleset.Stmt{
+			ruleset.Verdict{Kind: ruleset.GotoChain, Chain: overRateChain(l.service, l.family, l.i)}}},
+	}}
 }
 
 // over is the chain for what is over the limit.
@@ -165,17 +187,17 @@ func (u *unit) floods() {
 		}
 		for i, l := range s.Limits {
 			use := rateUse{l, s, f, i}
-			u.chains = append(u.chains, use.over())
+			u.chains = append(u.chains, use.limit(), use.over())
 			switch {
 			case l.Counts == model.Packets:
-				early = append(early, use.rules(ruleset.IsFamily(f))...)
+				early = append(early, use.ask())
 			case s.Untracked:
-				early = append(early, use.rules(ruleset.IsFamily(f), ruleset.IsProto(model.TCP), ruleset.IsSYN{})...)
+				early = append(early, use.ask(ruleset.IsProto(model.TCP), ruleset.IsSYN{}))
 			case s.Local():
-				fresh = append(fresh, use.rules(ruleset.IsFamily(f))...)
+				fresh = append(fresh, use.ask())
 			default:
 				for _, p := range protosOf(s, f) {
-					head[p] = append(head[p], use.rules(ruleset.IsFamily(f), ruleset.IsProto(p))...)
+					head[p] = append(head[p], use.ask())
 				}
 			}
 		}

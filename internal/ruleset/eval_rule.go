@@ -126,8 +126,8 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.onLoopback(s)
 	case OutDevice:
 		return x.outDevice(s)
-	case RateOver:
-		return x.rateOver(s)
+	case RateUnder:
+		return x.rateUnder(s)
 	case NotInSet:
 		return x.notInSet(s)
 	case IsSYN:

@@ -34,12 +34,12 @@ func (m Masked) Mask() string {
 	return string(b)
 }
 
-// RateOver keeps a bucket of tokens under Key in the dynamic set named Set, and matches a
-// packet that finds it empty; any other takes a token out. A new bucket is full, with Burst
-// tokens, and gets Rate of them in a time of Unit (net/netfilter/nft_limit.c). An element
+// RateUnder keeps a bucket of tokens under Key in the dynamic set named Set, and matches a
+// packet that takes a token out; one that finds none does not match. A new bucket is full, with
+// Burst tokens, and gets Rate of them in a time of Unit (net/netfilter/nft_limit.c). An element
 // keeps the rate and burst with which it was made, and goes when no packet came for Timeout.
-// Where the set is full, a key without an element matches nothing.
-type RateOver struct {
+// Where the set is full, a key without an element matches nothing either.
+type RateUnder struct {
 	Set     string
 	Key     Key
 	Rate    uint32        // at least 1
@@ -68,13 +68,13 @@ type SynProxy struct {
 	WScale uint8  // window scale that the client is told, 0 to 14
 }
 
-func (RateOver) stmt() {}
-func (NotInSet) stmt() {}
-func (IsSYN) stmt()    {}
-func (SynProxy) stmt() {}
+func (RateUnder) stmt() {}
+func (NotInSet) stmt()  {}
+func (IsSYN) stmt()     {}
+func (SynProxy) stmt()  {}
 
-func (r RateOver) text() string {
-	return fmt.Sprintf("update @%s { %s timeout %s limit rate over %d/%s burst %d packets }",
+func (r RateUnder) text() string {
+	return fmt.Sprintf("update @%s { %s timeout %s limit rate %d/%s burst %d packets }",
 		r.Set, r.Key, duration(r.Timeout), r.Rate, unitWord(r.Unit), r.Burst)
 }
 
@@ -108,8 +108,8 @@ func (x *ruleRun) masked(m Masked) (string, bool) {
 	return string(b), true
 }
 
-// rateOver takes the rate for one that is kept: how full a bucket is only the kernel knows.
-func (x *ruleRun) rateOver(s RateOver) (bool, Verdict) {
+// rateUnder takes the rate for one that is kept: how full a bucket is only the kernel knows.
+func (x *ruleRun) rateUnder(s RateUnder) (bool, Verdict) {
 	key, set, ok := x.keyFor(s.Key, s.Set)
 	if !ok {
 		return false, Verdict{}
@@ -123,7 +123,7 @@ func (x *ruleRun) rateOver(s RateOver) (bool, Verdict) {
 	}
 	x.trace.Updates = append(x.trace.Updates, ElemUpdate{Set: s.Set, Key: key, Renewed: renewed})
 	x.note("element %s of %s", set.set.Key.Text(key, ""), s.Set)
-	return x.fail("up to %d/%s pass, and %d at once: taken for not reached, only the kernel counts",
+	return x.hold("up to %d/%s pass, and %d at once: taken for not reached, only the kernel counts",
 		s.Rate, unitWord(s.Unit), s.Burst)
 }
 

@@ -17,9 +17,9 @@ func floodSet(name string, t ...Type) *Set {
 func TestFloodTexts(t *testing.T) {
 	key := Key{Const(7), Const(9), MaskedSaddr(model.IPv4, 24)}
 	for want, s := range map[string]Stmt{
-		"update @b { numgen inc mod 1 offset 7 . numgen inc mod 1 offset 9 . ip saddr & 255.255.255.0 timeout 3s limit rate over 50/second burst 100 packets }": RateOver{Set: "b", Key: key, Rate: 50, Unit: time.Second, Burst: 100, Timeout: 3 * time.Second},
-		"update @b { ip6 saddr & ffff:ffff:ffff:ff80:: timeout 3600s limit rate over 1/hour burst 1 packets }":                                                  RateOver{Set: "b", Key: Key{MaskedSaddr(model.IPv6, 57)}, Rate: 1, Unit: time.Hour, Burst: 1, Timeout: time.Hour},
-		"update @b { ip saddr timeout 1s limit rate over 2/minute burst 3 packets }":                                                                            RateOver{Set: "b", Key: Key{MaskedSaddr(model.IPv4, 32)}, Rate: 2, Unit: time.Minute, Burst: 3, Timeout: time.Second},
+		"update @b { numgen inc mod 1 offset 7 . numgen inc mod 1 offset 9 . ip saddr & 255.255.255.0 timeout 3s limit rate 50/second burst 100 packets }": RateUnder{Set: "b", Key: key, Rate: 50, Unit: time.Second, Burst: 100, Timeout: 3 * time.Second},
+		"update @b { ip6 saddr & ffff:ffff:ffff:ff80:: timeout 3600s limit rate 1/hour burst 1 packets }":                                                  RateUnder{Set: "b", Key: Key{MaskedSaddr(model.IPv6, 57)}, Rate: 1, Unit: time.Hour, Burst: 1, Timeout: time.Hour},
+		"update @b { ip saddr timeout 1s limit rate 2/minute burst 3 packets }":                                                                            RateUnder{Set: "b", Key: Key{MaskedSaddr(model.IPv4, 32)}, Rate: 2, Unit: time.Minute, Burst: 3, Timeout: time.Second},
 		"ip saddr != @b": NotInSet{Key: Key{IPSaddr}, Set: "b"},
 		"tcp flags & (fin | syn | rst | ack) == syn":             IsSYN{},
 		"synproxy mss 1460 wscale 7 timestamp sack-perm":         SynProxy{MSS: 1460, WScale: 7},
@@ -36,13 +36,12 @@ func TestFloodTexts(t *testing.T) {
 // TestFloodEval follows packets through a limit and a SYN proxy.
 func TestFloodEval(t *testing.T) {
 	key := Key{Const(7), Const(9), MaskedSaddr(model.IPv4, 24)}
-	drop := Verdict{Kind: DropPacket}
 	r := &Ruleset{Tables: []*Table{{Family: Inet, Name: "weir",
 		Sets: []*Set{floodSet("buckets", IPv4Addr), floodSet("full")},
 		Chains: []*Chain{
 			{Name: "early", Base: &Base{"filter", Prerouting, -300}, Rules: []Rule{
 				{Comment: "SYN", Stmts: []Stmt{IsProto(model.TCP), IsSYN{}, Notrack{}}},
-				{Comment: "rate", Stmts: []Stmt{IsFamily(model.IPv4), RateOver{"buckets", key, 50, time.Second, 100, time.Second}, drop}},
+				{Comment: "rate", Stmts: []Stmt{IsFamily(model.IPv4), RateUnder{"buckets", key, 50, time.Second, 100, time.Second}, Verdict{Kind: ReturnBack}}},
 				{Comment: "room", Stmts: []Stmt{IsFamily(model.IPv4), NotInSet{key, "buckets"}, Update{Set: "full", Key: key[:2]}}},
 			}},
 			{Name: "proxy", Base: &Base{"filter", Forward, -10}, Rules: []Rule{
@@ -63,12 +62,12 @@ func TestFloodEval(t *testing.T) {
 		verdict Outcome
 		proxied bool
 	}{
-		{"SYN", packet(func(*Packet) {}), []string{"SYN", "proxy"}, Accepted, true},
-		{"late", packet(func(p *Packet) { p.Late = true }), []string{"proxy"}, Dropped, false},
-		{"established", packet(func(p *Packet) { p.Conn = conn }), nil, Accepted, false},
-		{"SYN and ACK", packet(func(p *Packet) { p.Flags = uint8(SYN | ACK) }), []string{"proxy"}, Dropped, false},
-		{"flags say SYN", packet(func(p *Packet) { p.Flags = uint8(SYN | psh) }), []string{"SYN", "proxy"}, Accepted, true},
-		{"UDP", packet(func(p *Packet) { p.Proto = model.UDP }), nil, Accepted, false},
+		{"SYN", packet(func(*Packet) {}), []string{"SYN", "rate", "proxy"}, Accepted, true},
+		{"late", packet(func(p *Packet) { p.Late = true }), []string{"rate", "proxy"}, Dropped, false},
+		{"established", packet(func(p *Packet) { p.Conn = conn }), []string{"rate"}, Accepted, false},
+		{"SYN and ACK", packet(func(p *Packet) { p.Flags = uint8(SYN | ACK) }), []string{"rate", "proxy"}, Dropped, false},
+		{"flags say SYN", packet(func(p *Packet) { p.Flags = uint8(SYN | psh) }), []string{"SYN", "rate", "proxy"}, Accepted, true},
+		{"UDP", packet(func(p *Packet) { p.Proto = model.UDP }), []string{"rate"}, Accepted, false},
 	} {
 		trace := r.Eval(c.p, nil)
 		var matched []string

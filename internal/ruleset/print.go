@@ -280,7 +280,7 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
-	case RateOver:
+	case RateUnder:
 		return s.text()
 	case NotInSet:
 		return s.Key.String() + " != @" + s.Set

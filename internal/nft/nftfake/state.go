@@ -353,7 +353,7 @@ func setsOf(r *ruleset.Rule) []string {
 			names = append(keySets(names, s.Key), s.Set)
 		case ruleset.NotInSet:
 			names = append(keySets(names, s.Key), s.Set)
-		case ruleset.RateOver:
+		case ruleset.RateUnder:
 			names = append(keySets(names, s.Key), s.Set)
 		case ruleset.VMap:
 			names = append(keySets(names, s.Key), s.Map)
