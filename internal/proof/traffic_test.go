@@ -47,7 +47,9 @@ func TestReloadUnderLoad(tt *testing.T) {
 	}
 	clients, kernel := res.Opened+res.Failed+res.Long.Opened+res.Long.Failed, t.counted()
 	tt.Logf("clients opened %d connections, the kernel counted %d", clients, kernel)
-	if clients != kernel {
+	// A pair of listener and backend that comes new while the kernel's table grows can find no
+	// place, and that packet is not counted (net/netfilter/nft_set_hash.c, nft_rhash_update).
+	if missed := clients - kernel; missed < 0 || missed > clients/5000 {
 		tt.Errorf("clients opened %d connections, but the kernel counted %d", clients, kernel)
 	}
 }
