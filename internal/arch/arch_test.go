@@ -29,6 +29,7 @@ var may = map[string][]string{
 	"internal/config/yaml":       {},
 	"internal/config/configtest": {"internal/model"},
 
+	"internal/steer":       {"internal/flow", "internal/steer/match"},
 	"internal/steer/match": {},
 
 	"internal/nft":         {"internal/model", "internal/ruleset"},
