@@ -29,8 +29,9 @@ var may = map[string][]string{
 	"internal/config/yaml":       {},
 	"internal/config/configtest": {"internal/model"},
 
-	"internal/steer":       {"internal/flow", "internal/steer/match"},
-	"internal/steer/match": {},
+	"internal/steer":         {"internal/flow", "internal/steer/match"},
+	"internal/steer/match":   {},
+	"internal/steer/nfqueue": {},
 
 	"internal/nft":         {"internal/model", "internal/ruleset"},
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
