@@ -15,7 +15,7 @@ import (
 type Options struct {
 	First uint16 // the number of the first queue
 	Count int    // how many, with the numbers that follow; at least 1
-	// Copy is how many bytes of each packet are copied, from the IP header on; at least 1.
+	// Copy is how many bytes of each packet are copied, from the IP header on; at least 1. See SetCopy.
 	Copy int
 	// Waiting is how many packets of a queue may wait for a verdict; 0 stands for 16,384.
 	Waiting int
@@ -45,6 +45,9 @@ const (
 
 	defaultWaiting = 16384
 
+	// roomForCopy is how much of a packet there is room for, in bytes, also where less is copied now.
+	roomForCopy = 2048
+
 	// attrSpace is room for what comes with a packet: its number, mark, devices, and the like.
 	attrSpace = 320
 
@@ -53,7 +56,7 @@ const (
 	perPacket = 1024
 
 	// Sequence numbers of what the kernel is to acknowledge.
-	bindSeq, stopSeq, unbindSeq = 1, 2, 3
+	bindSeq, stopSeq, unbindSeq, copySeq = 1, 2, 3, 4
 )
 
 // mmsghdr is struct mmsghdr of sys/socket.h.
@@ -118,7 +121,7 @@ func (q *queue) setUp(o *Options) error {
 	q.buffers(o)
 	b := appendHeader(nil, msgConfig, unix.NLM_F_ACK, bindSeq, q.num)
 	b = appendAttr(b, cfgCommand, commandBind, 0, 0, 0)
-	b = appendAttr(b, cfgParams, byte(o.Copy>>24), byte(o.Copy>>16), byte(o.Copy>>8), byte(o.Copy), copyPacket)
+	b = appendCopy(b, o.Copy)
 	b = appendU32(b, cfgMaxLen, uint32(o.Waiting))
 	flags := uint32(flagGSO)
 	if o.FailOpen {
@@ -139,7 +142,7 @@ func (q *queue) setUp(o *Options) error {
 // buffers makes what packets are received in, and verdicts written.
 func (q *queue) buffers(o *Options) {
 	const n = batch
-	size := align(headerLen + attrSpace + o.Copy)
+	size := align(headerLen + attrSpace + max(o.Copy, roomForCopy))
 	all := make([]byte, n*size)
 	q.iovs, q.msgs, q.bufs = make([]unix.Iovec, n), make([]mmsghdr, n), make([][]byte, n)
 	for i := range n {
@@ -289,6 +292,11 @@ func (q *queue) flush() error {
 func (q *queue) stop() error {
 	b := appendHeader(nil, msgConfig, unix.NLM_F_ACK, stopSeq, q.num)
 	return q.send(finish(appendU32(b, cfgMaxLen, 0)))
+}
+
+// setCopy changes how much of a packet is copied. Any goroutine may call it.
+func (q *queue) setCopy(n int) error {
+	return q.send(finish(appendCopy(appendHeader(nil, msgConfig, 0, copySeq, q.num), n)))
 }
 
 // unbind ends the queue; packets that still wait in it are lost.

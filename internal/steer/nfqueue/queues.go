@@ -12,6 +12,7 @@ import (
 type Queues struct {
 	queues []*queue
 	proc   *os.File
+	room   int // bytes of a packet that the buffers hold
 
 	mu      sync.Mutex
 	serving bool
@@ -42,7 +43,7 @@ func Open(o Options) (*Queues, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nfqueue: the kernel has no queues (nfnetlink_queue): %w", err)
 	}
-	qs := &Queues{proc: proc, ended: make(chan struct{})}
+	qs := &Queues{proc: proc, room: max(o.Copy, roomForCopy), ended: make(chan struct{})}
 	for worker := range o.Count {
 		q, err := openQueue(&o, worker)
 		if err != nil {
@@ -52,6 +53,26 @@ func Open(o Options) (*Queues, error) {
 		qs.queues = append(qs.queues, q)
 	}
 	return qs, nil
+}
+
+// SetCopy changes how many bytes of each packet are copied, up to 2048 or what Open was told if that
+// is more; packets that wait have been copied already. Who takes rules into force that look further
+// into packets calls it before.
+func (qs *Queues) SetCopy(n int) error {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	switch {
+	case qs.closing:
+		return ErrClosed
+	case n < 1 || n > qs.room:
+		return fmt.Errorf("nfqueue: %d bytes of a packet are not between 1 and %d", n, qs.room)
+	}
+	for _, q := range qs.queues {
+		if err := q.setCopy(n); err != nil {
+			return fmt.Errorf("nfqueue: queue %d: copy %d bytes of a packet: %w", q.num, n, err)
+		}
+	}
+	return nil
 }
 
 // maxCopy is the longest part of a packet that a netlink attribute can carry; the kernel copies

@@ -1,10 +1,12 @@
 package nfqueue
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,12 +24,7 @@ func TestFirstPackets(t *testing.T) {
 	want := uint64(0)
 	var flows []*udpFlow
 	for _, v6 := range []bool{false, true} {
-		w.connections(v6, connections, func(c net.Conn, backend int) error {
-			if want := w.chosen(6, c.LocalAddr(), c.RemoteAddr()); backend != want {
-				return fmt.Errorf("%s went to backend %d, not %d", c.LocalAddr(), backend, want)
-			}
-			return nil
-		})
+		w.connections(v6, connections)
 		if want += connections; w.sum(qs).Packets != want {
 			t.Errorf("IPv6 %t: TCP: %d packets were asked about, want %d", v6, w.sum(qs).Packets, want)
 		}
@@ -52,7 +49,7 @@ func TestFirstPackets(t *testing.T) {
 	if counts.Rules[0] != want || counts.Targets[0] != want {
 		t.Errorf("%+v", counts)
 	}
-	// Nobody listens: flows stay, and new connections go where the kernel says.
+	// Nobody listens: flows stay, and the kernel chooses for new connections, and chooses alike.
 	if err := qs.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -62,12 +59,7 @@ func TestFirstPackets(t *testing.T) {
 	w.send(flows, 5)
 	w.where(flows, perFlow+5)
 	for _, v6 := range []bool{false, true} {
-		w.connections(v6, 50, func(c net.Conn, backend int) error {
-			if backend != 0 {
-				return fmt.Errorf("%s went to backend %d without anybody who chose it", c.LocalAddr(), backend)
-			}
-			return nil
-		})
+		w.connections(v6, connections/10)
 	}
 }
 
@@ -79,7 +71,7 @@ const (
 )
 
 // connections opens TCP connections, talks over each, and asks whether it went where it should.
-func (w *world) connections(v6 bool, n int, check func(c net.Conn, backend int) error) {
+func (w *world) connections(v6 bool, n int) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), patience)
 	defer cancel()
@@ -89,7 +81,7 @@ func (w *world) connections(v6 bool, n int, check func(c net.Conn, backend int) 
 		go func() {
 			var err error
 			for err == nil && todo.Add(1) <= int64(n) {
-				err = w.talk(ctx, v6, check)
+				err = w.talk(ctx, v6)
 			}
 			errs <- err
 		}()
@@ -101,7 +93,7 @@ func (w *world) connections(v6 bool, n int, check func(c net.Conn, backend int) 
 	}
 }
 
-func (w *world) talk(ctx context.Context, v6 bool, check func(c net.Conn, backend int) error) error {
+func (w *world) talk(ctx context.Context, v6 bool) error {
 	c, err := w.Clients[0].Dial(ctx, "tcp", "", netip.AddrPortFrom(vip(v6), port).String())
 	if err != nil {
 		return err
@@ -121,7 +113,10 @@ func (w *world) talk(ctx context.Context, v6 bool, check func(c net.Conn, backen
 			return fmt.Errorf("%q came back as %q: %w", old, id, err)
 		}
 	}
-	return check(c, int(id[0]-'0'))
+	if got, want := int(id[0]-'0'), w.chosen(6, c.LocalAddr(), c.RemoteAddr()); got != want {
+		return fmt.Errorf("%s went to backend %d, not %d", c.LocalAddr(), got, want)
+	}
+	return nil
 }
 
 // udpFlow is one flow of datagrams that say whose they are.
@@ -238,13 +233,85 @@ func testClose(t *testing.T, v6 bool) {
 	w.until("all datagrams have come", func() bool { return w.total.Load() == 2*unread+probes })
 	w.mu.Lock()
 	for i, f := range flows {
-		want := 0
-		if i < unread {
-			want = w.chosen(17, f.conn.LocalAddr(), f.conn.RemoteAddr())
-		}
+		want := w.chosen(17, f.conn.LocalAddr(), f.conn.RemoteAddr())
 		if got := w.seen[f.id]; got[want] != 1 || len(got) != 1 {
 			t.Errorf("datagram %d: %v by backend, want one to %d", i, got, want)
 		}
 	}
 	w.mu.Unlock()
+}
+
+// TestCopy: no more of a packet comes than was asked for, and another length comes into force with
+// the next packet.
+func TestCopy(t *testing.T) {
+	w := newWorld(t)
+	w.serve()
+	w.load(w.rules(0))
+	var length atomic.Int64
+	qs, _ := w.open(Options{Count: 1, Copy: 40}, func(worker int, data []byte, mark uint32) Verdict {
+		length.Store(int64(len(data)))
+		return w.steer(worker, data, mark)
+	})
+	for i, n := range []int64{40, 1000, 20, 2048} {
+		if i > 0 {
+			if err := qs.SetCopy(int(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f := w.flows(false, 1)[0]
+		f.id = strings.Repeat("x", 1400)
+		if _, err := f.conn.Write([]byte(f.id)); err != nil {
+			t.Fatal(err)
+		}
+		w.until("the datagram has come", func() bool { return w.total.Load() == int64(i)+1 })
+		if want := min(n, 1428); length.Load() != want {
+			t.Errorf("%d bytes of a packet, want %d", length.Load(), want)
+		}
+	}
+	if err := qs.SetCopy(2049); err == nil || !strings.Contains(err.Error(), "not between 1 and 2048") {
+		t.Error(err)
+	}
+	if err := qs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := qs.SetCopy(1); err != ErrClosed {
+		t.Error(err)
+	}
+}
+
+// TestDrop: what is dropped does not come, also where verdicts are one message.
+func TestDrop(t *testing.T) {
+	w := newWorld(t)
+	w.serve()
+	w.load(w.rules(0))
+	proceed := make(chan struct{})
+	qs, _ := w.open(Options{Count: 1}, func(worker int, data []byte, mark uint32) Verdict {
+		<-proceed // so that one receive brings many
+		v := w.steer(worker, data, mark)
+		v.Drop = bytes.HasSuffix(data, []byte("drop"))
+		return v
+	})
+	var all []*udpFlow
+	for i, f := range w.flows(true, unread) {
+		if i%10 < 3 {
+			f.id += "drop"
+		}
+		if _, err := f.conn.Write([]byte(f.id)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	w.until("the packets wait", func() bool { return w.sum(qs).Waiting == unread })
+	close(proceed)
+	if err := qs.Close(); err != nil { // all have their verdict then
+		t.Fatal(err)
+	}
+	w.until("what passes has come", func() bool { return w.total.Load() >= unread*7/10 })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, f := range all {
+		if came, want := len(w.seen[f.id]) == 1, i%10 >= 3; came != want {
+			t.Errorf("datagram %d came: %t, want %t", i, came, want)
+		}
+	}
 }

@@ -75,6 +75,11 @@ func appendU32(b []byte, typ uint16, v uint32) []byte {
 	return appendAttr(b, typ, byte(v>>24), byte(v>>16), byte(v>>8), byte(v))
 }
 
+// appendCopy appends how many bytes of a packet are copied.
+func appendCopy(b []byte, n int) []byte {
+	return appendAttr(b, cfgParams, byte(n>>24), byte(n>>16), byte(n>>8), byte(n), copyPacket)
+}
+
 // appendVerdict appends a verdict on one packet.
 func appendVerdict(b []byte, queue uint16, id, verdict, mark uint32) []byte {
 	at := len(b)

@@ -29,6 +29,7 @@ const (
 	steerMask = 0x0fff0000
 	backends  = 3
 	port      = 5060
+	seed      = 7                // of the hash
 	patience  = 60 * time.Second // for what must come at last, however slow the machine is
 )
 
@@ -66,7 +67,7 @@ func newWorld(t *testing.T) *world {
 			steer.Member{Member: flow.Member{ID: b.V4.String(), Weight: 1}, Mark: markOf(i, false)},
 			steer.Member{Member: flow.Member{ID: b.V6.String(), Weight: 1}, V6: true, Mark: markOf(i, true)})
 	}
-	w.set, err = steer.New(steer.Config{Seed: 7, Mask: steerMask, Workers: 2, Targets: []steer.Target{target},
+	w.set, err = steer.New(steer.Config{Seed: seed, Mask: steerMask, Workers: 2, Targets: []steer.Target{target},
 		Rules: []steer.Rule{{Name: "all", To: "all", Protocols: []uint8{6, 17}, Destinations: []netip.Prefix{lab.VIPNet4, lab.VIPNet6}}}}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -92,11 +93,12 @@ func vip(v6 bool) netip.Addr {
 }
 
 // rules returns a table that asks user space for packets whose connection has no mark, keeps the
-// answer in the connection's mark, and translates to the backend of that mark, or to the first where
-// there is none. Other bits of both marks are set before, and packets that have lost them are
+// answer in the connection's mark, and translates to the backend of that mark, or by the kernel's own
+// hash where there is none. Other bits of both marks are set before, and packets that have lost them are
 // dropped.
 func (w *world) rules(last uint16) *rs.Ruleset {
 	conn, packet := rs.Mark{Conn: true, Mask: steerMask}, rs.Mark{Mask: steerMask}
+	zero := rs.MarkIs{Mark: conn}
 	otherConn, otherPacket := rs.Mark{Conn: true, Mask: 0xf000ffff}, rs.Mark{Mask: 0xf000ffff}
 	t := &rs.Table{Family: rs.Inet, Name: "weir"}
 	chain := func(name, hook string, typ string, priority int, rules ...rs.Rule) {
@@ -124,14 +126,14 @@ func (w *world) rules(last uint16) *rs.Ruleset {
 			marks.Parts[0].Elems = append(marks.Parts[0].Elems, rs.Element{Key: key, Jump: rs.Jump{Chain: name, Goto: true}})
 			chain(name, "", "", 0, rule(rs.SetMark{Mark: conn, Value: mark}))
 		}
-		to.Parts[0].Elems = append(to.Parts[0].Elems, rs.Element{Key: string(rs.AppendMark(nil, 0)),
-			Data: to.Parts[0].Elems[0].Data}) // nobody was there to choose
+		slots := w.slots(f)
+		t.Sets = append(t.Sets, slots)
+		hash := rs.Hash{Key: rs.Key{rs.Saddr(f), rs.SPort}, Mod: uint32(slots.Len()), Seed: seed}
 		for _, p := range []model.Proto{model.TCP, model.UDP} {
-			nat = append(nat, rule(rs.IsFamily(f), rs.IsProto(p),
-				rs.DNAT{Family: f, To: rs.MapGet{Key: rs.Key{conn}, Map: to.Name}}))
+			nat = append(nat, rule(zero, rs.IsFamily(f), rs.IsProto(p), rs.DNAT{Family: f, To: rs.MapGet{Key: rs.Key{hash}, Map: slots.Name}}),
+				rule(rs.IsFamily(f), rs.IsProto(p), rs.DNAT{Family: f, To: rs.MapGet{Key: rs.Key{conn}, Map: to.Name}}))
 		}
 	}
-	zero := rs.MarkIs{Mark: conn}
 	chain("others", "prerouting", "filter", -160, rule(rs.SetMark{Mark: otherConn, Value: 0xa0001234}),
 		rule(rs.SetMark{Mark: otherPacket, Value: 0x50004321}))
 	chain("steer", "prerouting", "filter", -150,
@@ -143,6 +145,24 @@ func (w *world) rules(last uint16) *rs.Ruleset {
 		rule(rs.MarkIs{Mark: otherConn, Not: true, Value: 0xa0001234}, rs.Verdict{Kind: rs.DropPacket}),
 		rule(rs.MarkIs{Mark: otherPacket, Not: true, Value: 0x50004321}, rs.Verdict{Kind: rs.DropPacket}))
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
+}
+
+// slots is the table from which the kernel chooses when nobody listens.
+func (w *world) slots(f model.Family) *rs.Set {
+	var members []flow.Member
+	var addrs []netip.Addr
+	for _, b := range w.Backends {
+		addr := b.V4
+		if f == model.IPv6 {
+			addr = b.V6
+		}
+		members, addrs = append(members, flow.Member{ID: addr.String(), Weight: 1}), append(addrs, addr)
+	}
+	s := &rs.Set{Name: "slots/" + f.String(), Key: rs.Types{rs.Integer}, Data: rs.Types{rs.AddrType(f)}, Parts: []*rs.Part{{}}}
+	for i, m := range flow.Maglev(members, flow.TableSize(len(members))) {
+		s.Parts[0].Elems = append(s.Parts[0].Elems, rs.Element{Key: string(rs.AppendInteger(nil, uint32(i))), Data: string(rs.AppendAddr(nil, addrs[m]))})
+	}
+	return s
 }
 
 // load brings rules into the gateway.
@@ -251,7 +271,7 @@ func accept(l net.Listener, id byte) {
 }
 
 func (w *world) note(u net.PacketConn, backend int) {
-	buf := make([]byte, 64)
+	buf := make([]byte, 64) // of the name; the rest of a longer one is thrown away
 	for {
 		n, _, err := u.ReadFrom(buf)
 		if err != nil {
