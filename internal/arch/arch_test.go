@@ -29,6 +29,10 @@ var may = map[string][]string{
 	"internal/config/yaml":       {},
 	"internal/config/configtest": {"internal/model"},
 
+	"internal/steer":         {"internal/flow", "internal/steer/match"},
+	"internal/steer/match":   {},
+	"internal/steer/nfqueue": {},
+
 	"internal/nft":         {"internal/model", "internal/ruleset"},
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
 	"internal/conntrack":   {"internal/model"},
@@ -66,7 +70,7 @@ var may = map[string][]string{
 
 // pure packages have no clock, no kernel and no goroutine.
 var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host",
-	"internal/blocklist"}
+	"internal/blocklist", "internal/steer/match"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",

@@ -26,7 +26,11 @@ func (c *Conn) Apply(ctx context.Context, d *ruleset.Delta, gen uint32) (uint32,
 		}
 		gen = now
 	}
-	b, err := Encode(d, gen)
+	queue, err := c.queueFor(d)
+	if err != nil {
+		return 0, err
+	}
+	b, err := encode(d, gen, queue)
 	if err != nil {
 		return 0, err
 	}

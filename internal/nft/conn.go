@@ -18,6 +18,7 @@ type Conn struct {
 	in      []byte // what is received
 	sndbuf  int    // the send buffer asked for so far, in bytes
 	noDestr bool   // the kernel has no NFT_MSG_DESTROYSETELEM
+	queue   queueForm
 
 	monitor *monitor // made with the connection, so that it is of the same namespace
 }

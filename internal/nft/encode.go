@@ -12,9 +12,11 @@ import (
 
 // Encode writes the delta as one transaction that the kernel refuses unless its ruleset
 // is of generation gen; 0 guards nothing. It needs no kernel. An error names the object
-// that can't be written, and why.
-func Encode(d *ruleset.Delta, gen uint32) (*Batch, error) {
-	b := &Batch{}
+// that can't be written, and why. Queues are written as nft's own statement.
+func Encode(d *ruleset.Delta, gen uint32) (*Batch, error) { return encode(d, gen, queueNative) }
+
+func encode(d *ruleset.Delta, gen uint32, queue queueForm) (*Batch, error) {
+	b := &Batch{w: buf{queue: queue}}
 	b.grow(d)
 	e := encoder{Batch: b}
 	b.frame(gen, func() {

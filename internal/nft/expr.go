@@ -117,6 +117,8 @@ func (r *ruleEnc) expr(e ruleset.Expr, word int) {
 		}
 	case ruleset.Masked:
 		r.masked(e, word)
+	case ruleset.Mark:
+		r.mark(e, word)
 	case ruleset.FixedPort:
 		r.immediate(word, string([]byte{byte(e >> 8), byte(e)}))
 	default:

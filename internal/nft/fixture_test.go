@@ -99,8 +99,9 @@ func full() *rs.Ruleset {
 	t.Chains = append(t.Chains, limited()...)
 	sets, chains := edgeFixture()
 	floodSets, floodChains := floodFixture()
-	t.Sets = append(append(t.Sets, sets...), floodSets...)
-	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
+	markSets, markChains := markFixture()
+	t.Sets = slices.Concat(t.Sets, sets, floodSets, markSets)
+	t.Chains = slices.Concat(t.Chains, bases(), chains, floodChains, markChains)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

@@ -92,6 +92,12 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.isSYN()
 	case ruleset.SynProxy:
 		r.synProxy(s)
+	case ruleset.MarkIs:
+		r.markIs(s)
+	case ruleset.SetMark:
+		r.setMark(s)
+	case ruleset.Queue:
+		r.queue(s)
 	case ruleset.InSet:
 		r.lookup(s.Set, r.newKey(s.Key), -1, false)
 	case ruleset.VMap:

@@ -85,9 +85,9 @@ type exprAttr struct {
 var meanings = map[string][]exprAttr{
 	"payload": {{unix.NFTA_PAYLOAD_DREG, register}, {unix.NFTA_PAYLOAD_BASE, number}, {unix.NFTA_PAYLOAD_OFFSET, number},
 		{unix.NFTA_PAYLOAD_LEN, number}, {unix.NFTA_PAYLOAD_SREG, never}},
-	"meta": {{unix.NFTA_META_KEY, number}, {unix.NFTA_META_DREG, register}, {unix.NFTA_META_SREG, never}},
+	"meta": {{unix.NFTA_META_KEY, number}, {unix.NFTA_META_DREG, register}, {unix.NFTA_META_SREG, register}},
 	"ct": {{unix.NFTA_CT_KEY, number}, {unix.NFTA_CT_DREG, register}, {unix.NFTA_CT_DIRECTION, given},
-		{unix.NFTA_CT_SREG, never}},
+		{unix.NFTA_CT_SREG, register}},
 	"numgen": {{unix.NFTA_NG_DREG, register}, {unix.NFTA_NG_MODULUS, number}, {unix.NFTA_NG_TYPE, number},
 		{unix.NFTA_NG_OFFSET, number}},
 	"hash": {{unix.NFTA_HASH_SREG, register}, {unix.NFTA_HASH_DREG, register}, {unix.NFTA_HASH_LEN, number},
@@ -114,7 +114,9 @@ var meanings = map[string][]exprAttr{
 		{unix.NFTA_NAT_REG_PROTO_MAX, register}, {unix.NFTA_NAT_FLAGS, natFlags}},
 	"masq":    {{unix.NFTA_MASQ_FLAGS, number}, {unix.NFTA_MASQ_REG_PROTO_MIN, never}, {unix.NFTA_MASQ_REG_PROTO_MAX, never}},
 	"notrack": {},
-	"reject":  {{unix.NFTA_REJECT_TYPE, number}, {unix.NFTA_REJECT_ICMP_CODE, number}},
+	"queue": {{unix.NFTA_QUEUE_NUM, number}, {unix.NFTA_QUEUE_TOTAL, number}, {unix.NFTA_QUEUE_FLAGS, number},
+		{unix.NFTA_QUEUE_SREG_QNUM, never}},
+	"reject": {{unix.NFTA_REJECT_TYPE, number}, {unix.NFTA_REJECT_ICMP_CODE, number}},
 }
 
 // appendMeaning appends what a rule does, in a form that is the same whether the driver
@@ -140,6 +142,9 @@ func appendExpr(b []byte, expr string) ([]byte, bool) {
 	}
 	if kind == "byteorder" && turnsNothing(&vals) {
 		return b, true
+	}
+	if kind == "target" && asQueue(&vals) {
+		kind = "queue"
 	}
 	list, ok := meanings[kind]
 	if !ok {

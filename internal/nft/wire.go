@@ -48,7 +48,10 @@ func align(n int) int { return (n + 3) &^ 3 }
 
 // buf builds netlink messages by appending. Lengths are filled in when a message or a
 // nest is closed. Numbers are in network order, as nf_tables wants them.
-type buf struct{ b []byte }
+type buf struct {
+	b     []byte
+	queue queueForm // how rules are written that give packets to user space
+}
 
 // msg opens a message; close it with end.
 func (w *buf) msg(typ, flags uint16, seq uint32, family uint8, resID uint16) int {

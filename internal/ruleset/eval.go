@@ -27,6 +27,8 @@ type Packet struct {
 	In, Out  string
 	Flags    uint8 // of a TCP segment; 0: SYN for the first packet of a connection that is not Late, else ACK
 	ICMPType uint8 // of an ICMP or ICMPv6 message
+
+	Mark, ConnMark uint32 // of the packet as it comes in, and of its connection
 }
 
 // Conn is a tracked connection: the addresses of its first packet as that came in, and
@@ -46,6 +48,9 @@ type Env struct {
 	// Counted returns how many open connections are counted under a key of a dynamic set,
 	// without the one that the packet begins. nil: no limit is reached.
 	Counted func(set, key string) int
+	// Queued answers for the program that listens to the queue: of the packet as it is then, and its
+	// mark. nil: what it says is not known, and the packet goes on as it was.
+	Queued func(q Queue, p Packet, mark uint32) Answer
 }
 
 // Outcome is what becomes of a packet.
@@ -76,6 +81,9 @@ type Trace struct {
 	Counts     []ElemUpdate   // where the rules counted the connection; no data
 	Found      []Found        // the elements of other sets that matched
 	Proxied    bool           // a SYN proxy took the packet
+	Queued     bool           // user space was asked
+	// Mark and ConnMark are what the marks are in the end.
+	Mark, ConnMark uint32
 }
 
 // Found is an element of a set that a rule looked for and found.
@@ -176,7 +184,7 @@ func newWalk(ev *Evaluator, p Packet, env *Env) *walk {
 	} else {
 		w.conn = Conn{p.Src, p.Dst, p.Dst, p.Src}
 	}
-	w.trace.Verdict = Accepted
+	w.trace.Verdict, w.trace.Mark, w.trace.ConnMark = Accepted, p.Mark, p.ConnMark
 	return w
 }
 

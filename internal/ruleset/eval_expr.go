@@ -57,6 +57,8 @@ func (x *ruleRun) value(e Expr) (string, bool) {
 		return x.key(key)
 	case Masked:
 		return x.masked(e)
+	case Mark:
+		return x.markValue(e)
 	case FixedPort:
 		return string(AppendPort(nil, uint16(e))), true
 	}

@@ -134,6 +134,12 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.isSYN()
 	case SynProxy:
 		return x.synProxy(s)
+	case MarkIs:
+		return x.markIs(s)
+	case SetMark:
+		return x.setMark(s)
+	case Queue:
+		return x.queue(s)
 	case InSet:
 		return x.inSet(s)
 	case VMap:

@@ -209,6 +209,8 @@ func (t Type) text(v string) string {
 		return flagsText(v[0])
 	case ICMPTypeByte, ICMP6TypeByte:
 		return strconv.Itoa(int(v[0]))
+	case MarkBits:
+		return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32([]byte(v)))
 	}
 	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32([]byte(v))), 10)
 }
@@ -287,6 +289,12 @@ func stmtText(s Stmt) string {
 	case IsSYN:
 		return "tcp flags & (fin | syn | rst | ack) == syn"
 	case SynProxy:
+		return s.text()
+	case MarkIs:
+		return s.text()
+	case SetMark:
+		return s.text()
+	case Queue:
 		return s.text()
 	case InSet:
 		return s.Key.String() + " @" + s.Set
@@ -399,6 +407,8 @@ func exprText(e Expr) string {
 	case MapGet:
 		return e.Key.String() + " map @" + e.Map
 	case Masked:
+		return e.text()
+	case Mark:
 		return e.text()
 	case Concat:
 		parts := make([]string, len(e))

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weir/internal/flow"
+	"weir/internal/lab"
+	"weir/internal/model"
+	"weir/internal/nft"
+	"weir/internal/ruleset"
+	"weir/internal/steer"
+	"weir/internal/steer/nfqueue"
+)
+
+// steerMask is the bits of marks that the benchmarks write.
+const steerMask = 0x0fff0000
+
+// steered loads rules that give all TCP packets to the queues, and opens those.
+func steered(tb testing.TB, host *lab.Host, o nfqueue.Options) *nfqueue.Queues {
+	tb.Helper()
+	last := o.First + uint16(o.Count) - 1
+	rules := &ruleset.Ruleset{Tables: []*ruleset.Table{{Family: ruleset.Inet, Name: "weir", Chains: []*ruleset.Chain{
+		{Name: "steer", Base: &ruleset.Base{Type: "filter", Hook: ruleset.Prerouting, Priority: -150}, Rules: []ruleset.Rule{
+			{Stmts: []ruleset.Stmt{ruleset.IsProto(model.TCP), ruleset.Queue{First: o.First, Last: last, Bypass: true}}}}}}}}}
+	var queues *nfqueue.Queues
+	err := host.Do(func() error {
+		c, err := nft.Open()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Apply(context.Background(), ruleset.Diff(&ruleset.Ruleset{}, rules), 0); err != nil {
+			return err
+		}
+		queues, err = nfqueue.Open(o)
+		return err
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return queues
+}
+
+// steerer returns one with so many rules, of which the last matches, and a group of 20.
+func newSteerer(tb testing.TB, rules, workers int) *steer.Steerer {
+	tb.Helper()
+	group := steer.Target{Name: "group"}
+	for i := range 20 {
+		group.Members = append(group.Members, steer.Member{Member: flow.Member{ID: fmt.Sprint("10.1.1.", i), Weight: 1}, Mark: uint32(i+1) << 16})
+	}
+	cfg := steer.Config{Mask: steerMask, Workers: workers, Targets: []steer.Target{group}}
+	for i := range rules {
+		r := steer.Rule{Name: fmt.Sprint(i), To: "group", Protocols: []uint8{6}}
+		if i+1 < rules {
+			r.Destinations = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 32)}
+		}
+		cfg.Rules = append(cfg.Rules, r)
+	}
+	set, err := steer.New(cfg, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return steer.NewSteerer(set)
+}
+
+// BenchmarkQueue floods queues from one processor of the machine, and tells how many packets come
+// back a second, how many are lost, and what a system call brings. Nothing is asserted.
+func BenchmarkQueue(b *testing.B) {
+	lab.Require(b)
+	if _, err := exec.LookPath("nft"); err != nil {
+		b.Skip(err)
+	}
+	gen, err := newGenerator()
+	if err != nil {
+		b.Skip(err)
+	}
+	defer gen.close()
+	drop := filepath.Join(b.TempDir(), "drop.nft")
+	if err := os.WriteFile(drop, []byte(dropAll), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		o     nfqueue.Options
+		rules int
+		rate  int // packets a second; 0: as many as there can be
+	}{
+		{"one", nfqueue.Options{Count: 1}, 1, 0},
+		{"long copy", nfqueue.Options{Count: 1, Copy: 1500}, 1, 0},
+		{"cpu0", nfqueue.Options{Count: 1, CPUs: []int{0}}, 1, 0},
+		{"100 rules", nfqueue.Options{Count: 1}, 100, 0},
+		{"two", nfqueue.Options{Count: 2}, 1, 0},
+		{"40000", nfqueue.Options{Count: 1}, 1, 40000},
+		{"100000", nfqueue.Options{Count: 1}, 1, 100000},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			st := newSteerer(b, c.rules, c.o.Count)
+			if c.o.Copy == 0 {
+				c.o.Copy = st.Set().CopyLength()
+			}
+			flood(b, gen, drop, c.o, st, c.rate)
+		})
+	}
+}
+
+func flood(b *testing.B, gen *generator, drop string, o nfqueue.Options, st *steer.Steerer, rate int) {
+	n, err := lab.New()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer n.Close()
+	gw, err := newGateway(n, "gateway", drop)
+	if err != nil {
+		b.Fatal(err)
+	}
+	queues := steered(b, gw.host, o)
+	served := make(chan error, 1)
+	work := make([]struct {
+		packets, from, to, first, last int64
+		_                              [88]byte
+	}, o.Count)
+	go func() {
+		served <- queues.Serve(func(worker int, data []byte, mark uint32) nfqueue.Verdict {
+			w := &work[worker]
+			if w.packets++; w.packets%1024 == 1 {
+				var ts unix.Timespec
+				if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) == nil {
+					if w.first == 0 {
+						w.first, w.from = ts.Nano(), w.packets
+					}
+					w.last, w.to = ts.Nano(), w.packets
+				}
+			}
+			return nfqueue.Verdict{Mark: st.Mark(worker, data, mark)}
+		})
+	}()
+	syns, _ := clientPackets(maxFrames, 100)
+	gen.load(ether(outsideMAC, clientMAC, syns))
+	before, _ := gw.delivered()
+	sent := 0
+	start := time.Now()
+	err = gw.host.Do(func() error {
+		const most = 2 * time.Second
+		for since := time.Duration(0); since < most; since = time.Since(start) {
+			n := 50_000
+			if rate > 0 {
+				n = int(since.Seconds()*float64(rate)) - sent
+				if n < 1 {
+					time.Sleep(200 * time.Microsecond)
+					continue
+				}
+			}
+			if _, err := gen.send(outside, n); err != nil {
+				return err
+			}
+			sent += n
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	spent := time.Since(start)
+	stats, err := queues.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := queues.Close(); err != nil {
+		b.Fatal(err)
+	}
+	if err := <-served; err != nil {
+		b.Fatal(err)
+	}
+	out, _ := gw.delivered()
+	var sum nfqueue.Stats
+	for _, s := range stats {
+		b.Logf("%+v", s)
+		sum.Packets += s.Packets
+		sum.Receives += s.Receives
+		sum.Verdicts += s.Verdicts
+	}
+	var cpu, answered int64
+	for i := range work {
+		cpu, answered = cpu+work[i].last-work[i].first, answered+work[i].to-work[i].from
+	}
+	b.ReportMetric(float64(cpu)/float64(max(answered, 1)), "cpu-ns/packet")
+	b.ReportMetric(float64(sum.Packets)/spent.Seconds(), "answered/s")
+	b.ReportMetric(float64(sent)/spent.Seconds(), "sent/s")
+	b.ReportMetric(float64(out-before), "out")
+	b.ReportMetric(float64(sent)-float64(out-before), "lost")
+	b.ReportMetric(float64(sum.Packets)/float64(max(sum.Receives, 1)), "packets/receive")
+	b.ReportMetric(float64(sum.Packets)/float64(max(sum.Verdicts, 1)), "packets/verdict")
+}
