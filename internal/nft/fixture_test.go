@@ -99,8 +99,9 @@ func full() *rs.Ruleset {
 	t.Chains = append(t.Chains, limited()...)
 	sets, chains := edgeFixture()
 	floodSets, floodChains := floodFixture()
-	t.Sets = append(append(t.Sets, sets...), floodSets...)
-	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
+	fibSets, fibChains := fibFixture()
+	t.Sets = slices.Concat(t.Sets, sets, floodSets, fibSets)
+	t.Chains = slices.Concat(t.Chains, bases(), chains, floodChains, fibChains)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

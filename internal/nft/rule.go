@@ -84,6 +84,9 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 	case ruleset.OutDevice:
 		r.field(ruleset.OIFName, r.alloc(16))
 		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))
+	case ruleset.InDevice:
+		r.field(ruleset.IIFName, r.alloc(16))
+		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))
 	case ruleset.RateOver:
 		r.rateOver(s)
 	case ruleset.NotInSet:

@@ -56,6 +56,7 @@ var types = [...]typeInfo{
 	ruleset.TCPFlagByte:   {id: 15, order: orderNetwork},
 	ruleset.ICMPTypeByte:  {id: 14, order: orderNetwork},
 	ruleset.ICMP6TypeByte: {id: 29, order: orderNetwork},
+	ruleset.RouteType:     {id: 38, order: orderHost},
 }
 
 // maxFields is how many fields a key type can say: it has 32 bits, six for each.

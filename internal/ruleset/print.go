@@ -26,6 +26,10 @@ func (r *Ruleset) String() string {
 func (t *Table) print(b *strings.Builder) {
 	fmt.Fprintf(b, "table %s %s {\n", t.Family, t.Name)
 	sep := ""
+	if t.Owned {
+		b.WriteString("\tflags owner\n")
+		sep = "\n"
+	}
 	for _, s := range t.Sets {
 		b.WriteString(sep)
 		sep = "\n"
@@ -209,6 +213,8 @@ func (t Type) text(v string) string {
 		return flagsText(v[0])
 	case ICMPTypeByte, ICMP6TypeByte:
 		return strconv.Itoa(int(v[0]))
+	case RouteType:
+		return routeTypeText(v)
 	}
 	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32([]byte(v))), 10)
 }
@@ -280,6 +286,8 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
+	case InDevice:
+		return `iifname "` + s.Name + `"`
 	case RateOver:
 		return s.text()
 	case NotInSet:

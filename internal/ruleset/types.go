@@ -19,6 +19,7 @@ const (
 	TCPFlagByte                   // 1 byte, the flags of a TCP segment
 	ICMPTypeByte                  // 1 byte, the type of an ICMP message
 	ICMP6TypeByte                 // 1 byte, the type of an ICMPv6 message
+	RouteType                     // 4 bytes, host order, the type of a route
 )
 
 var typeInfo = [...]struct {
@@ -36,6 +37,7 @@ var typeInfo = [...]struct {
 	TCPFlagByte:   {"tcp_flag", "tcp flags", 1},
 	ICMPTypeByte:  {"icmp_type", "icmp type", 1},
 	ICMP6TypeByte: {"icmpv6_type", "icmpv6 type", 1},
+	RouteType:     {"fib_addrtype", "fib daddr type", 4},
 }
 
 // Size returns the number of meaningful bytes.
