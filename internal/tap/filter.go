@@ -13,6 +13,7 @@ import (
 //
 //	ip ip6 tcp udp icmp icmp6 sctp
 //	[src|dst] host ADDRESS    [src|dst] net PREFIX    [src|dst] port NUMBER
+//	tcp port 80 and the like: tcp and port 80
 //
 // joined by and (&&), or (||), not (!) and parentheses. As there, and and or bind alike,
 // from the left, and later fragments have no ports.
@@ -154,17 +155,27 @@ func (p *filterParser) term(depth int) (matcher, error) {
 		return m, err
 	case "ip", "ip6":
 		p.next()
-		return func(k *Packet) bool { return k.addrs && k.v6 == (w == "ip6") }, nil
+		return p.qualified(func(k *Packet) bool { return k.addrs && k.v6 == (w == "ip6") })
 	case "tcp", "udp", "icmp", "icmp6", "sctp":
 		p.next()
 		proto := filterProtos[w]
-		return func(k *Packet) bool {
+		return p.qualified(func(k *Packet) bool {
 			return k.addrs && k.proto == proto && (proto != 1 || !k.v6) && (proto != 58 || k.v6)
-		}, nil
+		})
 	case "src", "dst", "host", "net", "port":
 		return p.primitive()
 	}
 	return nil, p.fail(filterStart)
+}
+
+// qualified reads what a protocol may stand before: "tcp port 80" is "tcp and port 80".
+func (p *filterParser) qualified(proto matcher) (matcher, error) {
+	switch p.word() {
+	case "src", "dst", "host", "net", "port":
+		more, err := p.primitive()
+		return func(k *Packet) bool { return proto(k) && more(k) }, err
+	}
+	return proto, nil
 }
 
 // primitive reads what may have src or dst before it.

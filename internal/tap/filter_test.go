@@ -21,7 +21,7 @@ import (
 func TestFilterErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"tcp and":                  `filter, column 8: found its end, want one of ip, ip6, tcp, udp, icmp, icmp6, sctp, src, dst, host, net, port, not, (`,
-		"tcp port 80":              `filter, column 5: found "port", want and, or, or its end`,
+		"tcp icmp":                 `filter, column 5: found "icmp", want and, or, or its end`,
 		"port http":                `filter, column 6: found "http", want a port from 0 to 65535`,
 		"(tcp or udp":              `filter, column 12: found its end, want and, or, or )`,
 		"tcp)":                     `filter, column 4: found ")", want and, or, or its end`,
@@ -85,7 +85,7 @@ func TestFilterAsTcpdump(t *testing.T) {
 	}
 	var expr func(depth int) *rapid.Generator[string]
 	words := rapid.SampledFrom([]string{"ip", "ip6", "tcp", "udp", "icmp", "icmp6", "sctp", "port 80", "src port 53", "dst port 80", "host 203.0.113.9", "src host 198.51.100.77",
-		"net 198.51.100.0/24", "dst net 2001:db8::/48", "host 2001:db8::10", "src net 2001:db8:f::/64", "port 81"})
+		"net 198.51.100.0/24", "dst net 2001:db8::/48", "host 2001:db8::10", "src net 2001:db8:f::/64", "port 81", "tcp port 80", "udp dst port 5353", "ip6 host 2001:db8::10", "ip src net 203.0.113.0/24"})
 	expr = func(depth int) *rapid.Generator[string] {
 		return rapid.Custom(func(t *rapid.T) string {
 			kind := rapid.IntRange(0, 4).Draw(t, "kind")
