@@ -86,5 +86,9 @@ func millisText(f *float64) string {
 	if f == nil {
 		return "-"
 	}
-	return (time.Duration(*f*1000) * time.Microsecond).Round(10 * time.Microsecond).String()
+	d := time.Duration(*f*1000) * time.Microsecond
+	if d >= time.Millisecond {
+		d = d.Round(10 * time.Microsecond)
+	}
+	return d.String()
 }

@@ -25,7 +25,7 @@ func TestTapPrinter(t *testing.T) {
 	for form, want := range map[string]string{
 		"text": `TIME     SERVICE                        PACKETS     BYTES    LOST   TWICE   FLOWS   CONNS ANSWERED      P50      P99 AGAIN TO/FROM RESET TO/FROM
 12:00:01 all                               1234     1.0Mi       3       5      12
-12:00:01 198.51.100.10:80/tcp              1200   768.0Ki                              10        9    410µs  1.0315s           2/0           0/1
+12:00:01 198.51.100.10:80/tcp              1200   768.0Ki                              10        9    412µs  1.0315s           2/0           0/1
 12:00:01 [2001:db8::10]:53/udp                7       700                               7        -        -        -           -/-           -/-
 `,
 		"json": `{"at":"2026-11-22T12:00:01Z","device":"eth1","seconds":1.25,"lost":3,"filtered":4,"packets":1234,"bytes":1048576,"duplicates":5,"fragments":0,"unreadable":0,` +

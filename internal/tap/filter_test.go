@@ -116,7 +116,7 @@ func TestFilterAsTcpdump(t *testing.T) {
 				want = append(want, start.Add(time.Duration(i)*time.Second).Format("05"))
 			}
 		}
-		cmd := exec.Command("tcpdump", "-n", "-tt", "-r", file, text)
+		cmd := exec.Command("tcpdump", "-Z", "root", "-n", "-tt", "-r", file, text)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()

@@ -50,7 +50,7 @@ func tcpdump(t *testing.T, file string, args ...string) []string {
 		}
 		t.Skip("tcpdump is not installed")
 	}
-	cmd := exec.Command("tcpdump", append([]string{"-n", "-tt", "--nano", "-r", file}, args...)...)
+	cmd := exec.Command("tcpdump", append([]string{"-Z", "root", "-n", "-tt", "--nano", "-r", file}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
