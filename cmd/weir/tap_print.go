@@ -24,7 +24,10 @@ func (e *env) tapPrinter() func(tapReport) error {
 	if e.output == "json" {
 		enc := json.NewEncoder(e.stdout)
 		enc.SetEscapeHTML(false)
-		return func(r tapReport) error { return enc.Encode(r) }
+		return func(r tapReport) error {
+			r.At = r.At.UTC()
+			return enc.Encode(r)
+		}
 	}
 	n := 0
 	return func(r tapReport) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -64,7 +63,11 @@ func (e *env) tap(ctx context.Context, o tapOptions) (err error) {
 		if t.files, err = files.Open(*o.files, time.Now()); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, t.files.Close()) }()
+		defer func() {
+			if end := t.files.Close(); err == nil { // else it says the same again
+				err = end
+			}
+		}()
 	}
 	if e.output != "json" {
 		fmt.Fprintf(e.stderr, "weir: looking at copies that come in by %s; they are not routed on (table inet %s)\n", o.device, capture.TableName(o.device))

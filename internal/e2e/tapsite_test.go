@@ -38,6 +38,7 @@ var (
 	tapSender   = addrs("192.0.2.1", "2001:db8:1::1")
 	tapElse     = addrs("198.51.100.10", "2001:db8:100::10")
 	tapRedirect = addrs("203.0.113.10", "2001:db8:200::10")
+	tapNoRoute  = addrs("198.18.0.10", "2001:db8:300::10") // the box has no way there
 )
 
 func addrs(v4, v6 string) map[model.Family]netip.Addr {
@@ -70,7 +71,7 @@ func newTapSite(t *testing.T) *tapSite {
 	}
 	for _, f := range families {
 		elsewhere, again := netip.PrefixFrom(tapElse[f], tapElse[f].BitLen()), netip.PrefixFrom(tapRedirect[f], tapRedirect[f].BitLen())
-		for _, dst := range []netip.Prefix{elsewhere, again} {
+		for _, dst := range []netip.Prefix{elsewhere, again, netip.PrefixFrom(tapNoRoute[f], tapNoRoute[f].BitLen())} {
 			check(t, s.sender.Route(dst, tapBox[f], "eth0"))
 		}
 		check(t, s.box.Route(elsewhere, map[model.Family]netip.Addr{4: netip.MustParseAddr("10.9.0.2"), 6: netip.MustParseAddr("2001:db8:9::2")}[f], "onward"))
@@ -238,6 +239,7 @@ func (s *tapSite) noTable(t *testing.T) {
 // tapTotal is what all lines together say of a service.
 type tapTotal struct {
 	connections, answered uint64
+	again                 uint64 // sent again by clients
 	directions            string
 	p50                   *float64 // the last one
 }
@@ -257,6 +259,9 @@ func (p *tapProcess) totals() map[string]*tapTotal {
 			if one.Answered != nil {
 				have.answered += *one.Answered
 			}
+			if one.RetransmissionsTo != nil {
+				have.again += *one.RetransmissionsTo
+			}
 			if one.AnswerP50 != nil {
 				have.p50 = one.AnswerP50
 			}
@@ -264,4 +269,12 @@ func (p *tapProcess) totals() map[string]*tapTotal {
 		}
 	}
 	return all
+}
+
+// duplicates returns how many packets were mirrored twice.
+func (p *tapProcess) duplicates() (n uint64) {
+	for _, r := range p.seen() {
+		n += r.Duplicates
+	}
+	return n
 }

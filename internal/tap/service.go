@@ -81,6 +81,8 @@ type services struct {
 	most    int
 	by      map[serviceKey]*service
 	leftOut uint64 // packets that would have been the first of a service without room
+
+	fullUntil time.Duration // no service will have been silent for long enough before
 }
 
 // silentFor is how long a learnt service must have been silent to be forgotten for another.
@@ -106,13 +108,20 @@ func (t *services) learn(e end, v6 bool, proto uint8, at time.Duration) *service
 }
 
 func (t *services) makeRoom(at time.Duration) bool {
+	if at < t.fullUntil { // a scan must not cost a walk for each SYN
+		return false
+	}
 	var silent *service
 	for _, s := range t.by {
 		if !s.named && (silent == nil || s.last < silent.last) {
 			silent = s
 		}
 	}
-	if silent == nil || at-silent.last < silentFor {
+	switch {
+	case silent == nil:
+		return false
+	case at-silent.last < silentFor:
+		t.fullUntil = silent.last + silentFor
 		return false
 	}
 	silent.gone = true
