@@ -35,7 +35,7 @@ bench: tools build
 # What tests and benchmarks compare weir with. Root gets it installed; anybody else is
 # told, and the tests that need it are skipped (with CI=true they fail).
 tools:
-	@missing=; for t in nft:nftables ip:iproute2 iptables-restore:iptables ipset:ipset; do \
+	@missing=; for t in nft:nftables ip:iproute2 iptables-restore:iptables ipset:ipset tcpdump:tcpdump; do \
 		command -v $${t%%:*} >/dev/null || [ -x /usr/sbin/$${t%%:*} ] || missing="$$missing $${t##*:}"; done; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -43,6 +43,10 @@ var may = map[string][]string{
 	"internal/host":        {"internal/model"},
 	"internal/host/look":   {"internal/host", "internal/model"},
 
+	"internal/tap":         {},
+	"internal/tap/capture": {"internal/nft", "internal/ruleset"},
+	"internal/tap/files":   {},
+
 	"internal/keep": {"internal/state"},
 
 	"internal/engine": {"internal/blocklist", "internal/conntrack", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
@@ -59,7 +63,7 @@ var may = map[string][]string{
 	"cmd/weir": {"internal/api", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
 		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
-		"internal/vip"},
+		"internal/tap", "internal/tap/capture", "internal/tap/files", "internal/vip"},
 
 	// Nothing of the product: they look at it from outside.
 	"internal/arch":  {},
@@ -70,7 +74,7 @@ var may = map[string][]string{
 
 // pure packages have no clock, no kernel and no goroutine.
 var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host",
-	"internal/blocklist", "internal/steer/match"}
+	"internal/blocklist", "internal/steer/match", "internal/tap"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",

@@ -114,7 +114,11 @@ func (e *encoder) table(td *ruleset.TableDelta) {
 func (e *encoder) tableFlags(m message) {
 	at := e.open(m)
 	e.w.str(unix.NFTA_TABLE_NAME, m.table.Name)
-	e.w.u32(unix.NFTA_TABLE_FLAGS, 0)
+	flags := uint32(0)
+	if m.table.Owned {
+		flags = tableOwner
+	}
+	e.w.u32(unix.NFTA_TABLE_FLAGS, flags)
 	e.w.end(at)
 }
 

@@ -40,6 +40,7 @@ var loads = [...]load{
 	ruleset.OIFName:       {expr: "meta", key: unix.NFT_META_OIFNAME},
 	ruleset.TCPFlagBits:   {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 13, n: 1, l4proto: unix.IPPROTO_TCP},
 	ruleset.ICMPType:      {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 0, n: 1, l4proto: unix.IPPROTO_ICMP},
+	ruleset.FibDaddrType:  {expr: "fib"},
 	ruleset.ICMP6Type:     {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 0, n: 1, l4proto: unix.IPPROTO_ICMPV6},
 }
 
@@ -148,6 +149,10 @@ func (r *ruleEnc) field(f ruleset.Field, word int) {
 	case "meta":
 		r.w.u32(unix.NFTA_META_KEY, l.key)
 		r.w.u32(unix.NFTA_META_DREG, reg(word))
+	case "fib":
+		r.w.u32(fibDreg, reg(word))
+		r.w.u32(fibResult, fibAddrType)
+		r.w.u32(fibFlags, fibDaddr)
 	case "ct":
 		r.w.u32(unix.NFTA_CT_KEY, l.key)
 		r.w.u32(unix.NFTA_CT_DREG, reg(word))

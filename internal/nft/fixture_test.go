@@ -100,8 +100,9 @@ func full() *rs.Ruleset {
 	sets, chains := edgeFixture()
 	floodSets, floodChains := floodFixture()
 	markSets, markChains := markFixture()
-	t.Sets = slices.Concat(t.Sets, sets, floodSets, markSets)
-	t.Chains = slices.Concat(t.Chains, bases(), chains, floodChains, markChains)
+	fibSets, fibChains := fibFixture()
+	t.Sets = slices.Concat(t.Sets, sets, floodSets, markSets, fibSets)
+	t.Chains = slices.Concat(t.Chains, bases(), chains, floodChains, markChains, fibChains)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

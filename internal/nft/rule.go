@@ -86,6 +86,9 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))
 	case ruleset.RateUnder:
 		r.rateUnder(s)
+	case ruleset.InDevice:
+		r.field(ruleset.IIFName, r.alloc(16))
+		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))
 	case ruleset.NotInSet:
 		r.notInSet(s)
 	case ruleset.IsSYN:

@@ -57,6 +57,7 @@ var types = [...]typeInfo{
 	ruleset.ICMPTypeByte:  {id: 14, order: orderNetwork},
 	ruleset.ICMP6TypeByte: {id: 29, order: orderNetwork},
 	ruleset.MarkBits:      {id: 19, order: orderHost},
+	ruleset.RouteType:     {id: 38, order: orderHost},
 }
 
 // maxFields is how many fields a key type can say: it has 32 bits, six for each.

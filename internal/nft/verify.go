@@ -88,6 +88,7 @@ var meanings = map[string][]exprAttr{
 	"meta": {{unix.NFTA_META_KEY, number}, {unix.NFTA_META_DREG, register}, {unix.NFTA_META_SREG, register}},
 	"ct": {{unix.NFTA_CT_KEY, number}, {unix.NFTA_CT_DREG, register}, {unix.NFTA_CT_DIRECTION, given},
 		{unix.NFTA_CT_SREG, register}},
+	"fib": {{fibDreg, register}, {fibResult, number}, {fibFlags, number}},
 	"numgen": {{unix.NFTA_NG_DREG, register}, {unix.NFTA_NG_MODULUS, number}, {unix.NFTA_NG_TYPE, number},
 		{unix.NFTA_NG_OFFSET, number}},
 	"hash": {{unix.NFTA_HASH_SREG, register}, {unix.NFTA_HASH_DREG, register}, {unix.NFTA_HASH_LEN, number},

@@ -34,6 +34,14 @@ const (
 	connlimitFlags    = 2 // NFTA_CONNLIMIT_FLAGS
 	connlimitInverted = 1 // NFT_CONNLIMIT_F_INV: over the limit matches
 
+	tableOwner = 2 // NFT_TABLE_F_OWNER, from Linux 5.12 on
+
+	fibDreg     = 1      // NFTA_FIB_DREG
+	fibResult   = 2      // NFTA_FIB_RESULT
+	fibFlags    = 3      // NFTA_FIB_FLAGS
+	fibAddrType = 3      // NFT_FIB_RESULT_ADDRTYPE
+	fibDaddr    = 1 << 1 // NFTA_FIB_F_DADDR
+
 	// natProtoSpecified is NF_NAT_RANGE_PROTO_SPECIFIED of nf_nat.h.
 	natProtoSpecified = 2
 )

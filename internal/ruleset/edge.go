@@ -123,6 +123,8 @@ func (x *ruleRun) edgeField(f Field) (string, bool) {
 			name = "lo"
 		}
 		return string(AppendDevice(nil, name)), true
+	case FibDaddrType:
+		return x.routeType(), true
 	case OIFName:
 		return string(AppendDevice(nil, x.p.Out)), true
 	case TCPFlagBits:

@@ -124,6 +124,8 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.ctState(s)
 	case OnLoopback:
 		return x.onLoopback(s)
+	case InDevice:
+		return x.inDevice(s)
 	case OutDevice:
 		return x.outDevice(s)
 	case RateUnder:

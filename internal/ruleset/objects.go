@@ -26,6 +26,10 @@ type Table struct {
 	// long. It is never wanted; such a table is replaced as a whole.
 	Unread bool
 
+	// Owned says that the table goes with the connection it is made by, however that ends, and
+	// that nobody else may change it (NFT_TABLE_F_OWNER, from Linux 5.12 on). It is not read back.
+	Owned bool
+
 	// Marker is the name of a chain whose rules tell all that is Packed: they change with
 	// every change of it. So a reader that finds the same rules need not read the elements.
 	// It is no part of what the kernel holds; "" for none.

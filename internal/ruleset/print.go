@@ -26,6 +26,10 @@ func (r *Ruleset) String() string {
 func (t *Table) print(b *strings.Builder) {
 	fmt.Fprintf(b, "table %s %s {\n", t.Family, t.Name)
 	sep := ""
+	if t.Owned {
+		b.WriteString("\tflags owner\n")
+		sep = "\n"
+	}
 	for _, s := range t.Sets {
 		b.WriteString(sep)
 		sep = "\n"
@@ -211,6 +215,8 @@ func (t Type) text(v string) string {
 		return strconv.Itoa(int(v[0]))
 	case MarkBits:
 		return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32([]byte(v)))
+	case RouteType:
+		return routeTypeText(v)
 	}
 	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32([]byte(v))), 10)
 }
@@ -282,6 +288,8 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
+	case InDevice:
+		return `iifname "` + s.Name + `"`
 	case RateUnder:
 		return s.text()
 	case NotInSet:

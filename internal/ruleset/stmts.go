@@ -37,6 +37,7 @@ const (
 	TCPFlagBits                    // tcp flags, 1 byte; the protocol must be matched before it
 	ICMPType                       // icmp type, as TCPFlagBits
 	ICMP6Type                      // icmpv6 type, as TCPFlagBits
+	FibDaddrType                   // fib daddr type: what the box's routes make of the destination
 )
 
 var fieldInfo = [...]struct {
@@ -64,6 +65,7 @@ var fieldInfo = [...]struct {
 	TCPFlagBits:   {"tcp flags", TCPFlagByte},
 	ICMPType:      {"icmp type", ICMPTypeByte},
 	ICMP6Type:     {"icmpv6 type", ICMP6TypeByte},
+	FibDaddrType:  {"fib daddr type", RouteType},
 }
 
 // Type returns the type of the field's value.

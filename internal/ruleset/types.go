@@ -20,6 +20,7 @@ const (
 	ICMPTypeByte                  // 1 byte, the type of an ICMP message
 	ICMP6TypeByte                 // 1 byte, the type of an ICMPv6 message
 	MarkBits                      // 4 bytes, host order, of the mark of a packet or connection
+	RouteType                     // 4 bytes, host order, the type of a route
 )
 
 var typeInfo = [...]struct {
@@ -38,6 +39,7 @@ var typeInfo = [...]struct {
 	ICMPTypeByte:  {"icmp_type", "icmp type", 1},
 	ICMP6TypeByte: {"icmpv6_type", "icmpv6 type", 1},
 	MarkBits:      {"mark", "meta mark", 4},
+	RouteType:     {"fib_addrtype", "fib daddr type", 4},
 }
 
 // Size returns the number of meaningful bytes.
