@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"weir/internal/blocklist"
+	"weir/internal/engine"
 	"weir/internal/lab"
 	"weir/internal/model"
 	"weir/internal/nft"
@@ -76,7 +77,7 @@ func (h *holder) apply(text io.Reader) (compile, rest Times) {
 			empty := &plan.Plan{Config: h.now.Config, Ruleset: &ruleset.Ruleset{}}
 			next := empty.WithBlocks(plan.NewBlocks(c, h.now.Blocks))
 			d := ruleset.Diff(h.now.Ruleset, next.Ruleset)
-			if err = h.conn.CarryCounts(context.Background(), d); err == nil {
+			if err = engine.SettleCounts(context.Background(), h.conn, d, next.Blocks); err == nil {
 				_, err = h.conn.Apply(context.Background(), d, 0)
 			}
 			h.now = next
