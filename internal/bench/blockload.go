@@ -161,7 +161,7 @@ func (r *BlocksReport) print(w io.Writer) {
 Blocklists: what a packet costs that no entry is about (received, looked up, dropped by one more rule;
 median and least of the rounds in ns, ratios of the least to one rule without a list), and what it takes
 to load the list: time on the clock, CPU time and memory of the process, once. Every entry counts, but
-those of linear iptables.
+those of linear iptables; the counters of weir's are made by the first packet that meets the entry.
 `)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	var floor float64

@@ -174,10 +174,11 @@ func (c *Conn) held(table TableRef, set *ruleset.Set) (n int, err error) {
 }
 
 // dumpCounts dumps the set. While the kernel enlarges a hash, a dump may hold some elements
-// twice and lack others.
+// twice and lack others: one that lacks some is tried again, until it is the same twice (the
+// kernel may count an element too many, where two processors made it at once).
 func (c *Conn) dumpCounts(ctx context.Context, table TableRef, set *ruleset.Set, held int,
 	each func(string, ruleset.Count)) error {
-	stride := set.Key.Len()
+	stride, before := set.Key.Len(), -1
 	for try := range readTries {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -201,7 +202,9 @@ func (c *Conn) dumpCounts(ctx context.Context, table TableRef, set *ruleset.Set,
 		}
 		slices.SortFunc(order, func(a, b int) int { return strings.Compare(key(a), key(b)) })
 		order = slices.CompactFunc(order, func(a, b int) bool { return key(a) == key(b) })
-		if (err != nil || len(order) < held) && try < readTries-1 {
+		lacks := len(order) < held && len(order) != before
+		before = len(order)
+		if (err != nil || lacks) && try < readTries-1 {
 			time.Sleep(time.Millisecond << min(try, 5)) // see readElems
 			continue
 		}
