@@ -157,6 +157,7 @@ func (e *env) showTop(ctx context.Context, n int, list string) error {
 			h := engine.Hits{Kernel: k.conn}
 			err := h.Look(ctx, b)
 			out.Entries, out.All, out.At = h.Top(n, list)
+			out.Uncounted = h.Uncounted().Packets
 			return err
 		})
 	}
@@ -184,6 +185,9 @@ func (e *env) printTop(out api.Top, now time.Time) error {
 	}
 	if more := out.All - len(out.Entries); more > 0 {
 		fmt.Fprintf(e.stdout, "and %d more\n", more)
+	}
+	if out.Uncounted > 0 {
+		fmt.Fprintf(e.stdout, "no room to count %s that met entries\n", plural(int(out.Uncounted), "packet"))
 	}
 	return nil
 }

@@ -88,6 +88,7 @@ func (c *control) Top(ctx context.Context, n int, list string) (api.Top, error) 
 	}
 	var out api.Top
 	out.Entries, out.All, out.At = c.hits.Top(n, list)
+	out.Uncounted = c.hits.Uncounted().Packets
 	return out, nil
 }
 
@@ -105,6 +106,9 @@ func (c *control) Why(ctx context.Context, a netip.Addr) (api.Why, error) {
 
 // Sums implements metrics.Source.
 func (c *control) Sums() map[string]ruleset.Count { return c.hits.Sums() }
+
+// Uncounted implements metrics.Source.
+func (c *control) Uncounted() ruleset.Count { return c.hits.Uncounted() }
 
 var _ api.Controller = (*control)(nil)
 var _ engine.Lists = (*lists.Keeper)(nil)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -70,10 +71,13 @@ func reportBlocks(b *plan.Blocks, d *ruleset.Delta) *blocksReport {
 }
 
 // leaving is the sets of entries that a change takes away, by the entries.
-type leaving map[string]string
+type leaving map[netip.Prefix]string
 
-// entryID tells an entry, whatever its action is: sets are named ACTION, family, length.
-func entryID(set, key string) string { return set[max(strings.IndexAny(set, "46"), 0):] + " " + key }
+// isEntries reports whether a set holds entries, and of what prefixes.
+func isEntries(set string) (plan.EntrySet, bool) {
+	of, ok := plan.ParseEntrySet(set)
+	return of, ok && !of.Hits
+}
 
 func (l leaving) note(td *ruleset.TableDelta) {
 	gone := td.DelSets
@@ -81,50 +85,50 @@ func (l leaving) note(td *ruleset.TableDelta) {
 		gone = td.Table.Sets
 	}
 	for _, s := range gone {
-		if !s.Counter {
+		of, ok := isEntries(s.Name)
+		if !ok {
 			continue
 		}
 		for _, p := range s.Packed {
-			l.packed(s.Name, p)
+			l.packed(s.Name, of, p)
 		}
 		for _, p := range s.Parts {
 			for _, e := range p.Elems {
-				l[entryID(s.Name, e.Key)] = s.Name
+				l[of.Prefix(e.Key)] = s.Name
 			}
 		}
 	}
 	for _, ch := range td.DelElems {
-		if ch.Packed != nil && ch.Set.Counter {
-			l.packed(ch.Set.Name, ch.Packed)
+		if of, ok := isEntries(ch.Set.Name); ok && ch.Packed != nil {
+			l.packed(ch.Set.Name, of, ch.Packed)
 		}
 	}
 }
 
-func (l leaving) packed(set string, p *ruleset.Packed) {
+func (l leaving) packed(set string, of plan.EntrySet, p *ruleset.Packed) {
 	for i := range p.Len() {
-		l[entryID(set, p.Key(i))] = set
+		l[of.Prefix(p.Key(i))] = set
 	}
 }
 
 // arriving counts the entries that come by their lists, takes those that only move out of
 // leaving, and returns how many of these get another action.
 func arriving(b *plan.Blocks, td *ruleset.TableDelta, leaving leaving, byList map[string]int) (changed int) {
-	for _, c := range b.Counted() {
-		for _, ch := range td.AddElems {
-			if ch.Packed == nil || ch.Set.Name != c.Set.Name {
-				continue
-			}
-			for i := range ch.Packed.Len() {
-				key := ch.Packed.Key(i)
-				if was, ok := leaving[entryID(c.Set.Name, key)]; ok {
-					delete(leaving, entryID(c.Set.Name, key))
-					if was != c.Set.Name {
-						changed++
-					}
-				} else if e, ok := b.Compiled.Exact(c.Prefix(key)); ok {
-					for _, name := range b.Compiled.Set(e.Set) {
-						byList[name]++
-					}
+	for _, ch := range td.AddElems {
+		of, ok := isEntries(ch.Set.Name)
+		if !ok || ch.Packed == nil {
+			continue
+		}
+		for i := range ch.Packed.Len() {
+			p := of.Prefix(ch.Packed.Key(i))
+			if was, ok := leaving[p]; ok {
+				delete(leaving, p)
+				if was != ch.Set.Name {
+					changed++
+				}
+			} else if e, ok := b.Compiled.Exact(p); ok {
+				for _, name := range b.Compiled.Set(e.Set) {
+					byList[name]++
 				}
 			}
 		}

@@ -34,6 +34,9 @@ type Top struct {
 	Entries []engine.Hit `json:"entries"` // most packets first
 	All     int          `json:"all"`     // entries that any packet met
 	At      time.Time    `json:"at"`      // when the counters were read
+	// Uncounted is packets that met an entry and were counted for none, because there was no
+	// room for another counter.
+	Uncounted uint64 `json:"uncounted,omitzero"`
 }
 
 // Why is what lists say of an address.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"weir/internal/blocklist"
+	"weir/internal/engine"
 	"weir/internal/lab"
 	"weir/internal/model"
 	"weir/internal/nft"
@@ -76,7 +77,7 @@ func (h *holder) apply(text io.Reader) (compile, rest Times) {
 			empty := &plan.Plan{Config: h.now.Config, Ruleset: &ruleset.Ruleset{}}
 			next := empty.WithBlocks(plan.NewBlocks(c, h.now.Blocks))
 			d := ruleset.Diff(h.now.Ruleset, next.Ruleset)
-			if err = h.conn.CarryCounts(context.Background(), d); err == nil {
+			if err = engine.SettleCounts(context.Background(), h.conn, d, next.Blocks); err == nil {
 				_, err = h.conn.Apply(context.Background(), d, 0)
 			}
 			h.now = next
@@ -160,7 +161,7 @@ func (r *BlocksReport) print(w io.Writer) {
 Blocklists: what a packet costs that no entry is about (received, looked up, dropped by one more rule;
 median and least of the rounds in ns, ratios of the least to one rule without a list), and what it takes
 to load the list: time on the clock, CPU time and memory of the process, once. Every entry counts, but
-those of linear iptables.
+those of linear iptables; the counters of weir's are made by the first packet that meets the entry.
 `)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	var floor float64

@@ -165,7 +165,8 @@ func (f *fence) told(t *testing.T) {
 	}
 	f.wantEvent(t, "blocks", "crawlers", "taken: 6 entries, +2")
 	text := f.scrape("http://127.0.0.1:9545/metrics")
-	if !strings.Contains(text, "weir_blocklist_ok{list=\"crawlers\"} 1\n") || !strings.Contains(text, "weir_blocklist_entries{list=\"crawlers\"} 6\n") {
+	if !strings.Contains(text, "weir_blocklist_ok{list=\"crawlers\"} 1\n") || !strings.Contains(text, "weir_blocklist_entries{list=\"crawlers\"} 6\n") ||
+		!strings.Contains(text, "weir_blocked_uncounted_packets_total 0\n") {
 		t.Errorf("metrics:\n%s", text)
 	}
 	if out := f.must("plan"); !strings.Contains(out, "nothing to change") {

@@ -11,11 +11,14 @@ import (
 
 // BlockCounters reads what the elements of blocklists have counted. Implementation: nft.Conn.
 type BlockCounters interface {
-	// Counts calls each with the keys of pieces and what the elements of set under them have
-	// counted, in the order of the pieces, until it returns false. What is not there is left
-	// out; a set that is not there is an error that unwraps to ENOENT.
+	// Counts calls each with what elements of set have counted, each element once: those of
+	// pieces that are there, or all that there are. A set that is not there is an error that
+	// unwraps to ENOENT.
 	Counts(ctx context.Context, t nft.TableRef, set *ruleset.Set, pieces []*ruleset.Packed,
-		each func(key string, n ruleset.Count) bool) error
+		each func(key string, n ruleset.Count)) error
+	// Declarations returns the sets of a table without their elements; none where there is no
+	// such table.
+	Declarations(ctx context.Context, t nft.TableRef) ([]*ruleset.Set, error)
 }
 
 // build plans cfg with what is blocked. At the first time it looks how the blocks lie in the
@@ -59,8 +62,12 @@ func readAgain(p *plan.Plan) *ruleset.Ruleset {
 // lostCounts reports whether counters of blocklists begin anew with d.
 func lostCounts(d *ruleset.Delta) bool {
 	for _, td := range d.Tables {
+		kept := map[string]bool{}
 		for _, ch := range td.AddElems {
-			if ch.Set.Counter && ch.Packed != nil && ch.Counts == nil {
+			kept[ch.Set.Name] = ch.Counts != nil
+		}
+		for _, s := range td.AddSets {
+			if of, ok := plan.ParseEntrySet(s.Name); ok && of.Hits && td.Table.Name == BlocksTable.Name && !kept[s.Name] {
 				return true
 			}
 		}

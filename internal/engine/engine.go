@@ -39,12 +39,6 @@ type Kernel interface {
 	Generation() (uint32, error)
 	Counters
 	BlockCounters
-	// Declarations returns the sets of a table without their elements; none where there is no
-	// such table.
-	Declarations(ctx context.Context, t nft.TableRef) ([]*ruleset.Set, error)
-	// CarryCounts makes packed elements that d deletes and adds again start with what they
-	// have counted so far.
-	CarryCounts(ctx context.Context, d *ruleset.Delta) error
 	// DeleteElements deletes elements of a map that packets fill. One that has gone
 	// meanwhile is not an error.
 	DeleteElements(ctx context.Context, t nft.TableRef, s *ruleset.Set, elems []ruleset.Element) error
@@ -194,8 +188,8 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 			return nil
 		}
 		start := time.Now()
-		if err := e.Kernel.CarryCounts(ctx, rep.Delta); err != nil {
-			// Somebody may have taken elements away: without them there is nothing to carry.
+		if err := SettleCounts(ctx, e.Kernel, rep.Delta, next.Blocks); err != nil {
+			// Somebody may have taken sets away: without them there is nothing to read.
 			e.have = nil
 			return fmt.Errorf("read the counters of blocklists: %w", err)
 		}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"weir/internal/nft"
 	"weir/internal/plan"
 	"weir/internal/ruleset"
 )
@@ -30,7 +31,10 @@ type Hit struct {
 // Hits looks at the counters of blocklists now and then and remembers when they changed. Its
 // methods may be called from several goroutines.
 type Hits struct {
-	Kernel BlockCounters
+	Kernel interface {
+		BlockCounters
+		Counters
+	}
 
 	mu    sync.Mutex // held by who looks
 	shown atomic.Pointer[hits]
@@ -43,6 +47,8 @@ type hits struct {
 	list []Hit // most packets first
 	seen map[netip.Prefix]Hit
 	sums map[string]ruleset.Count // by list, since the first look
+
+	uncounted ruleset.Count
 }
 
 // Look reads the counters of all entries of b.
@@ -57,16 +63,21 @@ func (h *Hits) Look(ctx context.Context, b *plan.Blocks) error {
 		}
 	}
 	for _, c := range b.Counted() {
-		err := h.Kernel.Counts(ctx, BlocksTable, c.Set, c.Set.Packed, func(key string, n ruleset.Count) bool {
-			if n != (ruleset.Count{}) {
-				now.add(was, b, c.Prefix(key), n)
+		sum := map[netip.Prefix]ruleset.Count{}
+		for _, set := range c.Sets {
+			err := h.Kernel.Counts(ctx, BlocksTable, set, c.Entries, func(key string, n ruleset.Count) {
+				was := sum[c.Prefix(key)]
+				sum[c.Prefix(key)] = ruleset.Count{Packets: was.Packets + n.Packets, Bytes: was.Bytes + n.Bytes}
+			})
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a commit in between takes sets away
+				return err
 			}
-			return true
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a commit in between takes sets away
-			return err
+		}
+		for p, n := range sum {
+			now.add(was, b, p, n)
 		}
 	}
+	now.uncounted = h.readUncounted(ctx, b)
 	slices.SortFunc(now.list, func(a, b Hit) int {
 		return cmp.Or(cmp.Compare(b.Packets, a.Packets), a.Entry.Compare(b.Entry))
 	})
@@ -75,12 +86,13 @@ func (h *Hits) Look(ctx context.Context, b *plan.Blocks) error {
 	return nil
 }
 
-// add takes a counter that is not zero.
+// add takes what an entry has counted. What went out of the lists a moment ago is none.
 func (now *hits) add(was *hits, b *plan.Blocks, p netip.Prefix, n ruleset.Count) {
-	hit := Hit{Entry: p, Packets: n.Packets, Bytes: n.Bytes, Lists: []string{}}
-	if e, ok := b.Compiled.Exact(p); ok {
-		hit.Lists, hit.Action = b.Compiled.Set(e.Set), e.Action.String()
+	e, ok := b.Compiled.Exact(p)
+	if !ok || n == (ruleset.Count{}) {
+		return
 	}
+	hit := Hit{Entry: p, Lists: b.Compiled.Set(e.Set), Action: e.Action.String(), Packets: n.Packets, Bytes: n.Bytes}
 	if was != nil {
 		old := was.seen[p]
 		if old.Packets > n.Packets { // it began anew
@@ -128,6 +140,29 @@ func (h *Hits) Sums() map[string]ruleset.Count {
 	return nil
 }
 
+// readUncounted returns what met entries and found no room to be counted there.
+func (h *Hits) readUncounted(ctx context.Context, b *plan.Blocks) (sum ruleset.Count) {
+	set := b.Uncounted()
+	if set == nil {
+		return sum
+	}
+	// Where it can't be read, the next look comes by itself.
+	_ = h.Kernel.Elements(ctx, BlocksTable, set, func(e nft.Elem) bool {
+		sum.Packets, sum.Bytes = sum.Packets+e.Counter.Packets, sum.Bytes+e.Counter.Bytes
+		return true
+	})
+	return sum
+}
+
+// Uncounted returns what packets met entries and were counted for none, because there was no
+// room or no memory for another counter, as seen at the last look.
+func (h *Hits) Uncounted() ruleset.Count {
+	if s := h.shown.Load(); s != nil {
+		return s.uncounted
+	}
+	return ruleset.Count{}
+}
+
 // Times of looks by themselves.
 const (
 	lookEvery = 10 * time.Second
@@ -158,22 +193,24 @@ func (h *Hits) Count(ctx context.Context, b *plan.Blocks, a netip.Addr) (n rules
 		return n, last, nil
 	}
 	e, ok := b.Compiled.Find(a)
-	set := b.Set(e)
-	if !ok || set == nil {
+	if !ok {
 		return n, last, nil
 	}
-	one := &ruleset.Packed{Stride: set.Key.Len(), Keys: string(ruleset.AppendAddr(nil, e.Prefix.Addr()))}
-	err = h.Kernel.Counts(ctx, BlocksTable, set, []*ruleset.Packed{one}, func(_ string, c ruleset.Count) bool {
-		n = c
-		return false
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil // the kernel does not block it yet
+	key := string(ruleset.AppendAddr(nil, e.Prefix.Addr()))
+	for _, set := range b.Counts(e) {
+		err = h.Kernel.Counts(ctx, BlocksTable, set, []*ruleset.Packed{packedKeys([]string{key})}, func(k string, c ruleset.Count) {
+			if k == key {
+				n.Packets, n.Bytes = n.Packets+c.Packets, n.Bytes+c.Bytes
+			}
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else the kernel does not block it yet
+			return n, last, err
+		}
 	}
 	if s := h.shown.Load(); s != nil && s.seen[e.Prefix].Packets == n.Packets {
 		last = s.seen[e.Prefix].LastChange
 	} else if s != nil {
 		last = time.Now().Round(0)
 	}
-	return n, last, err
+	return n, last, nil
 }

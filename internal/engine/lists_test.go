@@ -61,7 +61,7 @@ func hit(t *testing.T, k *nftfake.Kernel, p *plan.Plan, entry string, packets ui
 	at := netip.MustParsePrefix(entry)
 	e, _ := p.Blocks.Compiled.Exact(at)
 	set := p.Blocks.Set(e)
-	if set == nil || !k.Hit(engine.BlocksTable, set.Name, string(ruleset.AppendAddr(nil, at.Addr())), packets, 10*packets) {
+	if set == nil || !k.Hit(engine.BlocksTable, set.Name, string(ruleset.AppendAddr(nil, at.Addr())), packets, 10*packets, p.Blocks.Counts(e)...) {
 		t.Fatalf("%s is not blocked", entry)
 	}
 }
@@ -119,6 +119,14 @@ func TestBlocksKeepTheirCounts(t *testing.T) {
 	e = &engine.Engine{Kernel: k}
 	apply(compiledAs(t, blocklist.Reject, many[:90]...))
 	check("after a restart with another list")
+	for _, many := range [][]string{many[1:90], many[:90]} { // it goes, and comes again
+		apply(compiledAs(t, blocklist.Reject, many...))
+	}
+	want = 0
+	check("after it was gone")
+	e = &engine.Engine{Kernel: k} // the length has no other entry but this one
+	apply(compiled(t, "192.0.2.7", "192.0.2.0/24"))
+	check("alone")
 
 	k.Flush()
 	if rep, err := e.Repair(ctx); err != nil || rep.Delta.Empty() {
@@ -149,7 +157,8 @@ func TestRepairOfAnElement(t *testing.T) {
 		t.Fatal(err)
 	}
 	hit(t, k, e.Plan(), "192.0.2.9/32", 5)
-	set := e.Plan().Blocks.Counted()[0].Set
+	entry, _ := e.Plan().Blocks.Compiled.Exact(netip.MustParsePrefix("192.0.2.7/32"))
+	set := e.Plan().Blocks.Set(entry)
 	err := k.DeleteElements(ctx, engine.BlocksTable, set, []ruleset.Element{{Key: string(ruleset.AppendAddr(nil, netip.MustParseAddr("192.0.2.7")))}})
 	if err != nil {
 		t.Fatal(err)

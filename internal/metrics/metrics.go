@@ -24,6 +24,8 @@ type Source interface {
 	Counts() map[string]uint64
 	// Sums returns what entries of each blocklist have counted since the first look at them.
 	Sums() map[string]ruleset.Count
+	// Uncounted returns what met an entry and was counted for none, for want of room.
+	Uncounted() ruleset.Count
 }
 
 // timeout bounds one look.
@@ -87,6 +89,7 @@ var (
 	listRead    = gauge("weir_blocklist_read_timestamp_seconds", "When what is in use of the blocklist was read, in seconds since 1970.", "list")
 	blockedPkts = counter("weir_blocked_packets_total", "Packets that met an entry of the blocklist since weir started, as seen at the last look at the counters.", "list")
 	blockedSize = counter("weir_blocked_bytes_total", "Bytes of layer 3 that met an entry of the blocklist since weir started, as seen at the last look at the counters.", "list")
+	uncounted   = counter("weir_blocked_uncounted_packets_total", "Packets that met an entry of a blocklist and were counted for none, because there was no room for another counter; as seen at the last look.")
 )
 
 // Describe implements prometheus.Collector.
@@ -130,6 +133,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	sums := c.weir.Sums()
 	for _, l := range view.Lists {
 		w.list(l, sums[l.Name])
+	}
+	if len(view.Lists) > 0 {
+		w.put(uncounted, float64(c.weir.Uncounted().Packets))
 	}
 	st, err := c.weir.Status(ctx, view, "")
 	w.yes(up, err == nil)

@@ -35,6 +35,8 @@ func (f fake) Sums() map[string]ruleset.Count {
 	return map[string]ruleset.Count{"crawlers": {Packets: 3, Bytes: 180}, "gone": {Packets: 1}}
 }
 
+func (f fake) Uncounted() ruleset.Count { return ruleset.Count{Packets: 2, Bytes: 120} }
+
 func (f fake) Status(context.Context, engine.View, string) (engine.Status, error) {
 	three, at := 3, time.Date(2026, 1, 2, 3, 4, 5, 500e6, time.UTC)
 	return engine.Status{Loaded: true, Services: []engine.ServiceStatus{{Name: "web", Backends: []engine.BackendStatus{

@@ -151,14 +151,24 @@ const maxCombos = 255
 // summary returns the elements of the summary of buckets of that many bits, and the sets of
 // sorts that they lead to.
 func (t *blocked) summary(bucketBits int, old []*ruleset.Packed) ([]*ruleset.Packed, []sortSet) {
-	often := map[sortSet]int{}
-	t.buckets(bucketBits, func(_ uint64, s sortSet) { often[s]++ })
-	combos := make([]sortSet, 0, len(often))
-	for s := range often {
-		combos = append(combos, s)
-	}
+	number := map[sortSet]uint32{} // of what was met so far, in the order in which it was
+	var met []sortSet
+	var often []int
+	var buckets []uint64
+	var has []uint32 // by bucket: the number of what is in it
+	t.buckets(bucketBits, func(bucket uint64, s sortSet) {
+		n, ok := number[s]
+		if !ok {
+			n = uint32(len(met))
+			number[s] = n
+			met, often = append(met, s), append(often, 0)
+		}
+		often[n]++
+		buckets, has = append(buckets, bucket), append(has, n)
+	})
+	combos := slices.Clone(met)
 	slices.SortFunc(combos, func(a, b sortSet) int {
-		return cmp.Or(often[b]-often[a], slices.Compare(a[:], b[:]))
+		return cmp.Or(often[number[b]]-often[number[a]], slices.Compare(a[:], b[:]))
 	})
 	all := t.all()
 	if len(combos) > maxCombos {
@@ -172,16 +182,20 @@ func (t *blocked) summary(bucketBits int, old []*ruleset.Packed) ([]*ruleset.Pac
 		at[s] = uint8(i)
 		jumps[i] = ruleset.Jump{Chain: t.chainName(s), Goto: true}
 	}
+	which := make([]uint8, len(met))
+	for n, s := range met {
+		w, ok := at[s]
+		if !ok {
+			w = at[all]
+		}
+		which[n] = w
+	}
 	p := ruleset.NewPacker(t.width/8, jumps, old)
 	var key [16]byte
-	t.buckets(bucketBits, func(bucket uint64, s sortSet) {
+	for i, bucket := range buckets {
 		binary.BigEndian.PutUint64(key[:], bucket<<(64-bucketBits))
-		which, ok := at[s]
-		if !ok {
-			which = at[all]
-		}
-		p.Add(key[:t.width/8], which)
-	})
+		p.Add(key[:t.width/8], which[has[i]])
+	}
 	return p.Pieces(), combos
 }
 

@@ -4,7 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,9 +29,10 @@ var blocksHook = hook{name: "prerouting", typ: "filter", hook: ruleset.Preroutin
 
 // Blocks is compiled blocklists and how they lie in the kernel.
 //
-// Each length of prefix and action has a set of its own whose elements are the entries, with
-// their counters. So an entry's element is the same whatever else is in the lists, and a
-// change of them is a change of elements. Which of the sets have to be asked is known by
+// Each length of prefix and action has a set of its own whose elements are the entries. So an
+// entry's element is the same whatever else is in the lists, and a change of them is a change
+// of elements. A packet that meets one makes the counter of the entry, in another set (see
+// hits.go). Which of the sets have to be asked is known by
 // one look-up in a summary: it leads the first bits of a source (a bucket) to a chain that
 // asks those sets that have entries in the bucket, the longest prefixes first. The summary
 // counts nothing and may change at will.
@@ -89,6 +90,7 @@ func (b *Blocks) build(bucket func(*blocked) int, prev *Blocks) {
 	start := &ruleset.Chain{Name: blocksHook.name,
 		Base: &ruleset.Base{Type: blocksHook.typ, Hook: blocksHook.hook, Priority: blocksHook.priority}}
 	b.table.Chains = []*ruleset.Chain{start, rejectChain()}
+	b.add(uncountedSpec.set(), prev)
 	for _, f := range families {
 		if b.Compiled.Len(f) > 0 {
 			t := newBlocked(f, b.Compiled)
@@ -118,40 +120,13 @@ func (p *Plan) WithBlocks(b *Blocks) *Plan {
 // Table returns the table, nil where nothing is blocked.
 func (b *Blocks) Table() *ruleset.Table { return b.table }
 
-// Set returns the set in whose element an entry of the compiled lists counts, or nil. The
-// element's key is the entry's address.
+// Set returns the set that holds an entry of the compiled lists, or nil. The element's key is
+// the entry's address.
 func (b *Blocks) Set(e blocklist.Entry) *ruleset.Set {
 	if b == nil || b.table == nil {
 		return nil
 	}
 	return b.table.Set(entriesName(model.FamilyOf(e.Prefix.Addr()), sortOf{e.Prefix.Bits(), e.Action}))
-}
-
-// CountedBlocks is a set in whose elements entries of blocklists count.
-type CountedBlocks struct {
-	Set  *ruleset.Set
-	Bits int // of the prefix of each of them
-}
-
-// Counted returns all sets in which entries count.
-func (b *Blocks) Counted() []CountedBlocks {
-	if b == nil || b.table == nil {
-		return nil
-	}
-	var out []CountedBlocks
-	for _, s := range b.table.Sets {
-		if _, bits, ok := strings.Cut(s.Name, "/"); ok && s.Counter {
-			n, _ := strconv.Atoi(bits)
-			out = append(out, CountedBlocks{s, n})
-		}
-	}
-	return out
-}
-
-// Prefix returns the entry of an element's key.
-func (c CountedBlocks) Prefix(key string) netip.Prefix {
-	a, _ := netip.AddrFromSlice([]byte(key))
-	return netip.PrefixFrom(a, c.Bits)
 }
 
 // entriesName names the set of entries of one sort: "drop4/24".
@@ -181,10 +156,14 @@ func contentChain(sets []*ruleset.Set) *ruleset.Chain {
 	h := sha256.New()
 	for _, s := range sets {
 		fmt.Fprintf(h, "%s %d %d\n", s.Name, s.Size, s.Len())
+		var jumps []ruleset.Jump // of the piece before; to write them takes longer than all the rest
 		for _, p := range s.Packed {
 			h.Write([]byte(p.Keys))
-			for _, j := range p.Jumps {
-				fmt.Fprintf(h, "%v\n", j)
+			if !slices.Equal(p.Jumps, jumps) {
+				jumps = p.Jumps
+				for _, j := range jumps {
+					fmt.Fprintf(h, "%v\n", j)
+				}
 			}
 			h.Write([]byte(p.Which))
 		}
@@ -194,14 +173,23 @@ func contentChain(sets []*ruleset.Set) *ruleset.Chain {
 		Stmts:   []ruleset.Stmt{ruleset.Verdict{Kind: ruleset.ReturnBack}}}}}
 }
 
-// addEntries adds the sets that hold the entries.
+// addEntries adds the sets that hold the entries, and the sets and chains that count those
+// that packets meet.
 func (b *Blocks) addEntries(t *blocked, prev *Blocks) {
 	packed := t.pack(func(s sortOf) []*ruleset.Packed { return prev.pieces(entriesName(t.family, s)) })
+	ofLength := map[int]int{}
+	for i, sort := range t.sorts {
+		ofLength[sort.bits] += t.count[i]
+	}
+	var hits []string
 	for i, sort := range t.sorts {
 		name := entriesName(t.family, sort)
-		b.add(&ruleset.Set{Name: name, Key: ruleset.Types{ruleset.AddrType(t.family)}, Counter: true,
-			Size: room(t.count[i], prev.Layout.Size[name]), Packed: packed[i],
-			Kin: fmt.Sprintf("%d/%d", t.family, sort.bits)}, prev)
+		b.add(&ruleset.Set{Name: name, Key: ruleset.Types{ruleset.AddrType(t.family)},
+			Size: room(t.count[i], prev.Layout.Size[name]), Packed: packed[i]}, prev)
+		if i == 0 || sort.bits != t.sorts[i-1].bits {
+			hits = b.addHits(t.family, sort.bits, ofLength[sort.bits], prev)
+		}
+		b.table.Chains = append(b.table.Chains, hitChain(t.family, sort, hits))
 	}
 }
 
@@ -295,7 +283,7 @@ func (t *blocked) asks(c sortSet) []ruleset.Rule {
 			rules = append(rules, ruleset.Rule{Comment: s.action.String(), Stmts: []ruleset.Stmt{
 				ruleset.IsFamily(t.family),
 				ruleset.InSet{Key: ruleset.Source(t.family, s.bits), Set: entriesName(t.family, s)},
-				verdicts[s.action]}})
+				ruleset.Verdict{Kind: ruleset.GotoChain, Chain: hitName(t.family, s)}}})
 		}
 	}
 	return rules

@@ -215,6 +215,13 @@ func checkAnswer(t *rapid.T, ev *ruleset.Evaluator, b *Blocks, a netip.Addr) {
 		if hits != wantHits {
 			t.Fatalf("%s met %q, want %q", a, hits, wantHits)
 		}
+		var counted []ruleset.ElemUpdate
+		if e.Action != blocklist.None {
+			counted = []ruleset.ElemUpdate{{Set: b.Counts(e)[0].Name, Key: string(ruleset.AppendAddr(nil, e.Prefix.Addr()))}}
+		}
+		if d := cmp.Diff(counted, got.Updates); d != "" {
+			t.Fatalf("%s is counted otherwise:\n%s", a, d)
+		}
 	}
 }
 
@@ -329,5 +336,57 @@ func TestSmallChangeSharesTheRest(t *testing.T) {
 	}
 	if bytes.Equal([]byte(first.table.Chain(chainContent).Rules[0].Comment), []byte(second.table.Chain(chainContent).Rules[0].Comment)) {
 		t.Error("the marker is the same")
+	}
+}
+
+// TestVerdictNeedsNoRoom: whatever happens to the counting, the last rule of a chain of
+// packets that met an entry is nothing but a verdict.
+func TestVerdictNeedsNoRoom(t *testing.T) {
+	b := withSummary(compiled(t, small), nil)
+	n := 0
+	for _, c := range b.table.Chains {
+		if !strings.HasPrefix(c.Name, "hit/") {
+			continue
+		}
+		n++
+		last := c.Rules[len(c.Rules)-1].Stmts
+		if _, ok := last[0].(ruleset.Verdict); len(last) != 1 || !ok {
+			t.Errorf("chain %s ends with %s", c.Name, &c.Rules[len(c.Rules)-1])
+		}
+	}
+	if n != 10 {
+		t.Errorf("%d chains, want one for each length and action", n)
+	}
+}
+
+// TestRoomForCounts: the sets in which entries count have room for all of them, and stay when
+// there are more.
+func TestRoomForCounts(t *testing.T) {
+	entries := func(n int) *blocklist.Compiled {
+		lines := make([]string, n)
+		for i := range lines {
+			lines[i] = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String()
+		}
+		return compiled(t, map[blocklist.Action][]string{blocklist.Drop: lines[:n/2], blocklist.Count: lines[n/2:]})
+	}
+	var prev *Blocks
+	want := 0 // sets
+	for _, c := range []struct{ n, sets int }{{100, 1}, {2800, 1}, {3072, 2}, {6000, 3}, {20_000, 4}, {50, 4}, {20_000, 4}} {
+		b := NewBlocks(entries(c.n), prev)
+		sets, room := b.Counted()[0].Sets, 0
+		for i, s := range sets {
+			room += s.Size
+			if prev != nil && i < want && prev.table.Set(s.Name) != s {
+				t.Errorf("with %d entries %s is another", c.n, s.Name)
+			}
+		}
+		if want = len(sets); want != c.sets || room < c.n {
+			t.Errorf("%d entries count in %d sets with room for %d, want %d sets", c.n, want, room, c.sets)
+		}
+		prev = &Blocks{Layout: ReadBlocksLayout(b.table.Sets)}
+		if again := NewBlocks(entries(c.n), prev); len(again.Counted()[0].Sets) != c.sets {
+			t.Errorf("with %d entries, planned from what the kernel has, they are others", c.n)
+		}
+		prev = b
 	}
 }

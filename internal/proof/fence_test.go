@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/internal/blocklist"
+	"weir/internal/engine"
 	"weir/internal/lab"
 	"weir/internal/model"
 	"weir/internal/nft"
@@ -169,7 +170,7 @@ func (f *fence) block(c *blocklist.Compiled) *ruleset.Delta {
 		have = f.now.Ruleset
 	}
 	d := ruleset.Diff(have, next.Ruleset)
-	check(f, f.conn.CarryCounts(ctx, d))
+	check(f, engine.SettleCounts(ctx, f.conn, d, next.Blocks))
 	if _, err := f.conn.Apply(ctx, d, 0); err != nil {
 		f.Fatal(err)
 	}
@@ -188,24 +189,30 @@ func (f *fence) holds() {
 	}
 }
 
-// counted returns the counter of an entry.
+// counted returns what an entry has counted.
 func (f *fence) counted(p netip.Prefix) ruleset.Count {
 	f.Helper()
-	e, _ := f.now.Blocks.Compiled.Find(p.Addr())
-	set := f.now.Blocks.Set(e)
-	if set == nil || e.Prefix != p {
+	if e, _ := f.now.Blocks.Compiled.Find(p.Addr()); e.Prefix != p {
 		f.Fatalf("%s is not the entry that decides: %v", p, e)
 	}
-	key := &ruleset.Packed{Stride: set.Key.Len(), Keys: string(ruleset.AppendAddr(nil, p.Addr()))}
-	var out ruleset.Count
-	n := 0
-	err := f.conn.Counts(context.Background(), blocksRef, set, []*ruleset.Packed{key},
-		func(_ string, c ruleset.Count) bool { out, n = c, n+1; return true })
+	n, _, err := (&engine.Hits{Kernel: f.conn}).Count(context.Background(), f.now.Blocks, p.Addr())
 	check(f, err)
-	if n != 1 {
-		f.Errorf("%s has %d elements", p, n)
+	return n
+}
+
+// uncounted returns how many packets met an entry and were counted for none.
+func (f *fence) uncounted() uint64 {
+	f.Helper()
+	h := &engine.Hits{Kernel: f.conn}
+	check(f, h.Look(context.Background(), f.now.Blocks))
+	return h.Uncounted().Packets
+}
+
+func (f *fence) allCounted() {
+	f.Helper()
+	if n := f.uncounted(); n > 0 {
+		f.Errorf("%d packets found no room to be counted", n)
 	}
-	return out
 }
 
 // lists compiles lists by action.

@@ -100,9 +100,6 @@ type Set struct {
 	// Packed is elements, too, in place of Parts, where there may be very many of them: of
 	// a set or verdict map without ranges, in pieces of ascending order.
 	Packed []*Packed
-	// Kin says that an element that goes from one set to another of the same Kin takes its
-	// counter along; "" for none. The kernel does not know of it.
-	Kin string
 }
 
 // Part is the share of a set's elements that one source, say a service, brings. It is

@@ -11,7 +11,7 @@ import (
 
 // Counts calls each for the packed elements that are there, as [nft.Conn.Counts] does.
 func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, s *ruleset.Set, pieces []*ruleset.Packed,
-	each func(key string, n ruleset.Count) bool) error {
+	each func(key string, n ruleset.Count)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := find(k.tables, ref)
@@ -21,17 +21,12 @@ func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, s *ruleset.Set, p
 	for _, p := range pieces {
 		for i := range p.Len() {
 			want := p.Elem(i)
-			if e, ok := t.set(s.Name).elems[idOf(&want)]; ok && !each(want.Key, e.Counter) {
-				return ctx.Err()
+			if e, ok := t.set(s.Name).elems[idOf(&want)]; ok {
+				each(want.Key, e.Counter)
 			}
 		}
 	}
 	return ctx.Err()
-}
-
-// CarryCounts fills in what elements of the delta start at, as [nft.Conn.CarryCounts] does.
-func (k *Kernel) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
-	return nft.CarryCounts(ctx, k.Counts, d)
 }
 
 // Declarations returns the sets of a table without their elements.
@@ -49,20 +44,32 @@ func (k *Kernel) Declarations(ctx context.Context, ref nft.TableRef) ([]*ruleset
 	return out, ctx.Err()
 }
 
-// Hit makes packets meet an element that counts. It reports whether there is one.
-func (k *Kernel) Hit(ref nft.TableRef, set, key string, packets, bytes uint64) bool {
+// Hit makes packets meet an element, which counts them in the first of the dynamic sets that
+// has room. It reports whether there is such an element.
+func (k *Kernel) Hit(ref nft.TableRef, set, key string, packets, bytes uint64, counts ...*ruleset.Set) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := find(k.tables, ref)
 	if t == nil || t.set(set) == nil {
 		return false
 	}
-	s := t.set(set)
-	e, ok := s.elems[elemID{key: key}]
-	if ok {
+	if _, ok := t.set(set).elems[elemID{key: key}]; !ok {
+		return false
+	}
+	for _, c := range counts {
+		s := t.set(c.Name)
+		if s == nil {
+			return false
+		}
+		e, ok := s.elems[elemID{key: key}]
+		if !ok && len(s.elems) >= s.Size {
+			continue
+		}
+		e.Key = key
 		e.Counter.Packets += packets
 		e.Counter.Bytes += bytes
 		s.put(e)
+		return true
 	}
-	return ok
+	return false
 }

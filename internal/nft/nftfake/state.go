@@ -79,7 +79,7 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 	out := &ruleset.Table{Family: t.ref.Family, Name: t.ref.Name, Dormant: t.off}
 	for _, s := range t.sets {
 		spec := *s.Set
-		spec.Parts, spec.Packed, spec.Kin = nil, nil, ""
+		spec.Parts, spec.Packed = nil, nil
 		if !spec.Dynamic && len(s.elems) > 0 {
 			p := &ruleset.Part{}
 			for _, e := range s.sorted() {
