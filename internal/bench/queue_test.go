@@ -112,6 +112,48 @@ func BenchmarkQueue(b *testing.B) {
 	}
 }
 
+// floodTime is how long packets are sent.
+const floodTime = 2 * time.Second
+
+// keepSending sends what is loaded, so many a second or (0) as many as there can be.
+func (g *gateway) keepSending(gen *generator, rate int) (sent int, err error) {
+	start := time.Now()
+	for since := time.Duration(0); since < floodTime && err == nil; since = time.Since(start) {
+		n := 50_000
+		if rate > 0 {
+			n = int(since.Seconds()*float64(rate)) - sent
+		}
+		if n < 1 {
+			time.Sleep(200 * time.Microsecond)
+			continue
+		}
+		_, err = g.send(gen, outside, n)
+		sent += n
+	}
+	return sent, err
+}
+
+// worked is what a worker has done by its thread's clock.
+type worked struct {
+	packets, from, to, first, last int64
+	_                              [88]byte
+}
+
+// packet counts one, and looks at the clock now and then.
+func (w *worked) packet() {
+	if w.packets++; w.packets%1024 != 1 {
+		return
+	}
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return
+	}
+	if w.first == 0 {
+		w.first, w.from = ts.Nano(), w.packets
+	}
+	w.last, w.to = ts.Nano(), w.packets
+}
+
 func flood(b *testing.B, gen *generator, drop string, o nfqueue.Options, st *steer.Steerer, rate int) {
 	n, err := lab.New()
 	if err != nil {
@@ -124,48 +166,18 @@ func flood(b *testing.B, gen *generator, drop string, o nfqueue.Options, st *ste
 	}
 	queues := steered(b, gw.host, o)
 	served := make(chan error, 1)
-	work := make([]struct {
-		packets, from, to, first, last int64
-		_                              [88]byte
-	}, o.Count)
+	work := make([]worked, o.Count)
 	go func() {
 		served <- queues.Serve(func(worker int, data []byte, mark uint32) nfqueue.Verdict {
-			w := &work[worker]
-			if w.packets++; w.packets%1024 == 1 {
-				var ts unix.Timespec
-				if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) == nil {
-					if w.first == 0 {
-						w.first, w.from = ts.Nano(), w.packets
-					}
-					w.last, w.to = ts.Nano(), w.packets
-				}
-			}
+			work[worker].packet()
 			return nfqueue.Verdict{Mark: st.Mark(worker, data, mark)}
 		})
 	}()
 	syns, _ := clientPackets(maxFrames, 100)
 	gen.load(ether(outsideMAC, clientMAC, syns))
 	before, _ := gw.delivered()
-	sent := 0
 	start := time.Now()
-	err = gw.host.Do(func() error {
-		const most = 2 * time.Second
-		for since := time.Duration(0); since < most; since = time.Since(start) {
-			n := 50_000
-			if rate > 0 {
-				n = int(since.Seconds()*float64(rate)) - sent
-				if n < 1 {
-					time.Sleep(200 * time.Microsecond)
-					continue
-				}
-			}
-			if _, err := gen.send(outside, n); err != nil {
-				return err
-			}
-			sent += n
-		}
-		return nil
-	})
+	sent, err := gw.keepSending(gen, rate)
 	if err != nil {
 		b.Fatal(err)
 	}

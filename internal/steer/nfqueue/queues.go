@@ -117,7 +117,7 @@ const (
 	stopTries = 100
 )
 
-// Close answers the packets that wait and gives the queues back. It waits until that is done, also
+// Close answers the packets that wait, if they are served, and gives the queues back. It waits until that is done, also
 // where somebody else has called it before.
 func (qs *Queues) Close() error {
 	qs.mu.Lock()

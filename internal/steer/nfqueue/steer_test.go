@@ -73,15 +73,13 @@ const (
 // connections opens TCP connections, talks over each, and asks whether it went where it should.
 func (w *world) connections(v6 bool, n int) {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(w.Context(), patience)
-	defer cancel()
 	var todo atomic.Int64
 	errs := make(chan error, parallel)
 	for range parallel {
 		go func() {
 			var err error
 			for err == nil && todo.Add(1) <= int64(n) {
-				err = w.talk(ctx, v6)
+				err = w.talk(v6)
 			}
 			errs <- err
 		}()
@@ -91,9 +89,14 @@ func (w *world) connections(v6 bool, n int) {
 			w.Error(err)
 		}
 	}
+	if w.Failed() {
+		w.FailNow()
+	}
 }
 
-func (w *world) talk(ctx context.Context, v6 bool) error {
+func (w *world) talk(v6 bool) error {
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
+	defer cancel()
 	c, err := w.Clients[0].Dial(ctx, "tcp", "", netip.AddrPortFrom(vip(v6), port).String())
 	if err != nil {
 		return err
