@@ -1,6 +1,8 @@
 package config
 
 import (
+	"golang.org/x/sys/unix"
+
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -144,9 +146,9 @@ func garbage(t *testing.T, size int) {
 			data := text()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			begin := time.Now()
+			begin := processorTime()
 			_, err := Parse("weir.yaml", data)
-			took := time.Since(begin)
+			took := processorTime() - begin
 			runtime.ReadMemStats(&after)
 			if err == nil && name != "long line" {
 				t.Error("accepted")
@@ -156,7 +158,7 @@ func garbage(t *testing.T, size int) {
 			if allocated > uint64(2*size+640<<20) {
 				t.Errorf("allocated %d MB for %d MB of text", allocated>>20, size>>20)
 			}
-			if took > 10*time.Second {
+			if took > 30*time.Second { // what is quadratic takes hours
 				t.Errorf("took %s", took)
 			}
 			if err != nil && len(err.Error()) > 50_000 {
@@ -164,6 +166,14 @@ func garbage(t *testing.T, size int) {
 			}
 		})
 	}
+}
+
+// processorTime is what the process has spent so far: other work on the machine hardly
+// changes it.
+func processorTime() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func TestTooManyMistakes(t *testing.T) {
