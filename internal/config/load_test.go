@@ -1,8 +1,6 @@
 package config
 
 import (
-	"golang.org/x/sys/unix"
-
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -19,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"weir/internal/model"
 )
