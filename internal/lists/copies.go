@@ -26,6 +26,10 @@ const indexVersion = 1
 // copyFiles keeps what was read of the files of a good list, for a start at which they are
 // bad. A failure is told, and no more: the list is in use.
 func (s *source) copyFiles(o Options) {
+	if !s.uncopied {
+		return
+	}
+	s.uncopied = false
 	if o.Dir == "" || o.ReadOnly || len(s.decl.Files) == 0 {
 		return
 	}
@@ -109,23 +113,24 @@ func (s *source) index(o Options) (index, bool) {
 	return ix, true
 }
 
-// restore takes the last good list from the copies of its files.
-func (s *source) restore(o Options) {
+// restore returns the last good list from the copies of its files, and when it was read; nil
+// where there is none.
+func (s *source) restore(o Options) (*blocklist.List, time.Time) {
 	ix, ok := s.index(o)
 	if !ok {
-		return
+		return nil, time.Time{}
 	}
 	b := blocklist.NewBuilder(s.decl.Name, blocklist.Options{Strict: s.decl.Strict})
 	for _, e := range s.decl.Entries {
 		if err := b.AddEntry(o.Config, e.Line, 0, e.Text); err != nil {
-			return
+			return nil, time.Time{}
 		}
 	}
 	for i, name := range ix.Files {
 		if err := files.ReadCopy(b, filepath.Join(o.Dir, s.decl.Name, strconv.Itoa(i)), name); err != nil {
 			o.Log.Warn("the copy of the last good blocklist cannot be used", "list", s.decl.Name, "error", err)
-			return
+			return nil, time.Time{}
 		}
 	}
-	s.good, s.goodAt = b.List(), ix.At
+	return b.List(), ix.At
 }
