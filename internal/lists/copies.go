@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"weir/internal/blocklist"
 	"weir/internal/blocklist/files"
+	"weir/internal/model"
 )
 
 // index says what the copies of a list's files are, in the file index.json beside them.
@@ -133,4 +135,24 @@ func (s *source) restore(o Options) (*blocklist.List, time.Time) {
 		}
 	}
 	return b.List(), ix.At
+}
+
+// Kept returns the last good lists whose files are kept in o.Dir, as far as those can be read,
+// by their names: without the entries that stand in the configuration.
+func Kept(o Options) []*blocklist.List {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	dirs, err := os.ReadDir(o.Dir)
+	if err != nil {
+		return nil // there are none
+	}
+	var out []*blocklist.List
+	for _, d := range dirs {
+		s := &source{decl: &model.Blocklist{Name: d.Name(), Files: []string{"kept"}}}
+		if l, _ := s.restore(o); l != nil && d.Name()[0] != '.' {
+			out = append(out, l)
+		}
+	}
+	return out
 }

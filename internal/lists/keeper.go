@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,6 +103,9 @@ func (k *Keeper) Take(cfg *model.Config) {
 		if i >= 0 {
 			*s = *k.lists[i]
 			s.declare(decl)
+			if s.problem != "" { // what was in the way may be gone, such as an allow that was missing
+				s.stamps = nil
+			}
 		} else {
 			s.recall(k.o)
 		}
@@ -163,8 +167,14 @@ func (k *Keeper) Poll() bool {
 		changed := k.expire()
 		if age := k.o.Now().Sub(k.ownAt); age < 0 || age >= lookEvery {
 			before := k.own
-			k.protected()
-			changed = changed || !slices.Equal(before, k.own)
+			if k.protected(); !slices.Equal(before, k.own) {
+				changed = true
+				for _, s := range k.lists {
+					if s.problem != "" { // it may be in nobody's way any more
+						s.stamps = nil
+					}
+				}
+			}
 		}
 		return changed
 	})
@@ -243,9 +253,14 @@ var actions = [...]blocklist.Action{model.BlockCount: blocklist.Count, model.Blo
 func (k *Keeper) takeBack(problems []*blocklist.Problem) bool {
 	done := false
 	for _, s := range k.lists {
-		i := slices.IndexFunc(problems, func(p *blocklist.Problem) bool { return p.List == s.decl.Name || p.List == "" && s.fresh != nil })
-		if i >= 0 && s.inUse() != nil {
-			s.takeBack(k.o, problems[i].Error())
+		var words []string // all at once, so that nobody has to try again and again
+		for _, p := range problems {
+			if p.List == s.decl.Name || p.List == "" && s.fresh != nil {
+				words = append(words, p.Error())
+			}
+		}
+		if len(words) > 0 && s.inUse() != nil {
+			s.takeBack(k.o, strings.Join(words, "\n"))
 			done = true
 		}
 	}
