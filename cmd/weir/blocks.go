@@ -14,6 +14,7 @@ import (
 	"weir/internal/api"
 	"weir/internal/config"
 	"weir/internal/engine"
+	"weir/internal/flow"
 	"weir/internal/lists"
 	"weir/internal/plan"
 )
@@ -314,33 +315,56 @@ func (e *env) printBlocked(b api.Blocked, words string) error {
 }
 
 func (e *env) whyCmd() *cobra.Command {
+	var to string
 	c := &cobra.Command{
 		Use:   "why ADDRESS",
 		Short: "Say whether packets from an address are blocked, by which entry of which list",
-		Args:  oneArg("an address"),
+		Long: `Say whether packets from an address are blocked, by which entry of which list. With --to it
+also says what a new connection from there to that service meets, as weir explain does:
+blocklists, the access policy, limits as they are configured, the service and its backend.`,
+		Example: `  weir why 192.0.2.7 --to 198.51.100.10:80/tcp`,
+		Args:    oneArg("an address"),
 		RunE: func(c *cobra.Command, args []string) error {
 			a, err := netip.ParseAddr(args[0])
 			if err != nil || a.Zone() != "" {
 				return usageError{fmt.Errorf("%q is not an address; want one such as 192.0.2.7", args[0])}
 			}
-			return e.showWhy(c.Context(), a.Unmap())
+			a = a.Unmap()
+			if to == "" {
+				return e.showWhy(c.Context(), a, nil)
+			}
+			t, err := flow.ParseTuple(netip.AddrPortFrom(a, whyPort).String(), to)
+			if err != nil {
+				return usageError{err}
+			}
+			return e.showWhy(c.Context(), a, &t)
 		},
 	}
 	e.stateFlag(c)
+	c.Flags().StringVar(&to, "to", "", "what a new connection to `ADDRESS:PORT/PROTOCOL` meets, too")
 	return c
 }
 
-func (e *env) showWhy(ctx context.Context, a netip.Addr) error {
+// whyPort is the client's port in what --to asks: the first that Linux gives to clients.
+const whyPort = 32768
+
+// whyReport is the JSON of `weir why`.
+type whyReport struct {
+	api.Why
+	Next *explainReport `json:"next,omitempty"` // of a new connection to --to
+}
+
+func (e *env) showWhy(ctx context.Context, a netip.Addr, to *flow.Tuple) error {
 	defer e.progress("looking")()
-	var out api.Why
+	var out whyReport
 	err := ask(func(w *api.Client) (err error) {
-		out, err = w.Why(ctx, a)
+		out.Why, err = w.Why(ctx, a)
 		return err
 	})
 	if errors.Is(err, api.ErrNotRunning) {
 		err = e.alone(ctx, func(k *kernel, keeper *lists.Keeper, b *plan.Blocks) error {
 			n, _, err := (&engine.Hits{Kernel: k.conn}).Count(ctx, b, a)
-			out = api.NewWhy(a, keeper.Lookup(a), keeper.Status())
+			out.Why = api.NewWhy(a, keeper.Lookup(a), keeper.Status())
 			out.Packets, out.Bytes = n.Packets, n.Bytes
 			return err
 		})
@@ -348,7 +372,20 @@ func (e *env) showWhy(ctx context.Context, a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return e.print(out, func() error { return e.printWhy(out, time.Now()) })
+	if to != nil {
+		next, err := e.follow(ctx, *to, explainOptions{})
+		if err != nil {
+			return err
+		}
+		out.Next = &next
+	}
+	return e.print(out, func() error {
+		if err := e.printWhy(out.Why, time.Now()); err != nil || out.Next == nil {
+			return err
+		}
+		fmt.Fprintf(e.stdout, "a new connection from %s to %s:\n", to.Src, to.Dst)
+		return e.printExplain(*out.Next)
+	})
 }
 
 // outcomes are what becomes of packets, by the action.

@@ -69,12 +69,21 @@ type explainReport struct {
 
 func (e *env) explain(ctx context.Context, t flow.Tuple, o explainOptions) error {
 	defer e.progress("following the packet")()
-	cfg, err := config.Load(e.config)
+	rep, err := e.follow(ctx, t, o)
 	if err != nil {
 		return err
 	}
+	return e.print(rep, func() error { return e.printExplain(rep) })
+}
+
+// follow returns what becomes of a packet.
+func (e *env) follow(ctx context.Context, t flow.Tuple, o explainOptions) (rep explainReport, err error) {
+	cfg, err := config.Load(e.config)
+	if err != nil {
+		return rep, err
+	}
 	packet := ruleset.Packet{Src: t.Src, Dst: t.Dst, Proto: model.Proto(t.Proto), Local: o.local, In: o.in, Out: o.out}
-	rep := explainReport{Live: o.live}
+	rep = explainReport{Live: o.live}
 	cfg, rep.Running = e.effective(ctx, cfg)
 	if o.box {
 		packet.ToLocal = func(a netip.Addr) bool { return a == t.Dst.Addr() }
@@ -85,24 +94,24 @@ func (e *env) explain(ctx context.Context, t flow.Tuple, o explainOptions) error
 	if o.live {
 		k, err := openKernel(false)
 		if err != nil {
-			return err
+			return rep, err
 		}
 		defer k.close()
 		k.Blocked = compiled
 		_, delta, err := k.Preview(ctx, cfg)
 		if err != nil {
-			return needsRights(err)
+			return rep, needsRights(err)
 		}
 		rep.Drift = !delta.Empty()
 		if env.Dynamic, err = remembered(ctx, k.conn, p); err != nil {
-			return err
+			return rep, err
 		}
 		if err := lookAround(ctx, &packet); err != nil {
-			return needsRights(err)
+			return rep, needsRights(err)
 		}
 	}
 	rep.Explanation = p.Explain(packet, env)
-	return e.print(rep, func() error { return e.printExplain(rep) })
+	return rep, nil
 }
 
 // remembered reads the clients of sticky services, and who is full.

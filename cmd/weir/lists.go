@@ -50,6 +50,19 @@ func (e *env) readLists(ctx context.Context, cfg *model.Config) *lists.Keeper {
 	return k
 }
 
+// keptLists returns what the last good blocklists came to whose files are kept.
+func (e *env) keptLists() *blocklist.Compiled {
+	var uses []blocklist.Use
+	for _, l := range lists.Kept(lists.Options{Dir: listsDir(e.state)}) {
+		uses = append(uses, blocklist.Use{List: l, Action: blocklist.Drop})
+	}
+	c, err := blocklist.Compile(uses, nil)
+	if err != nil {
+		return &blocklist.Compiled{}
+	}
+	return c
+}
+
 // fileLists returns the blocklists of cfg as their files are: whatever they were before, on
 // this box or another.
 func (e *env) fileLists(cfg *model.Config) *lists.Keeper {

@@ -82,7 +82,7 @@ func (e *env) plan(ctx context.Context, full bool) error {
 	}
 	if delta != nil {
 		rep.Live, rep.Changes, rep.Summary = true, !delta.Empty(), delta.Summary()
-		rep.Blocks = reportBlocks(p.Blocks, delta)
+		rep.Blocks = reportBlocks(p.Blocks, delta, e.keptLists)
 	}
 	switch {
 	case delta == nil:

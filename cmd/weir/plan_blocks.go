@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"weir/internal/blocklist"
 	"weir/internal/engine"
 	"weir/internal/plan"
 	"weir/internal/ruleset"
@@ -17,6 +18,9 @@ type blocksReport struct {
 	Added   []listCount `json:"added"`   // entries that come, by the lists that hold them
 	Changed int         `json:"changed"` // whose packets meet something else
 	Removed int         `json:"removed"` // that no list has any more
+	// RemovedFrom is those of Removed by the lists that had them, as far as the files of the
+	// last good lists are kept; one that several lists had is in each.
+	RemovedFrom []listCount `json:"removed_from"`
 	// Replaced says that the table of the blocklists comes anew as a whole.
 	Replaced bool `json:"replaced"`
 }
@@ -45,9 +49,10 @@ func withoutBlocks(r *ruleset.Ruleset) *ruleset.Ruleset {
 	})}
 }
 
-// reportBlocks says what d does to the entries of b; nil: nothing.
-func reportBlocks(b *plan.Blocks, d *ruleset.Delta) *blocksReport {
-	out := &blocksReport{Added: []listCount{}}
+// reportBlocks says what d does to the entries of b; nil: nothing. kept returns what the lists
+// came to before, as far as that is known; it is only asked when something goes.
+func reportBlocks(b *plan.Blocks, d *ruleset.Delta, kept func() *blocklist.Compiled) *blocksReport {
+	out := &blocksReport{RemovedFrom: []listCount{}}
 	leaving := leaving{} // what is left of it in the end is gone
 	byList := map[string]int{}
 	concerned := false
@@ -63,11 +68,33 @@ func reportBlocks(b *plan.Blocks, d *ruleset.Delta) *blocksReport {
 		return nil
 	}
 	out.Removed = len(leaving)
-	for name, n := range byList {
-		out.Added = append(out.Added, listCount{name, n})
+	out.Added = listCounts(byList)
+	if len(leaving) > 0 {
+		out.RemovedFrom = leaving.lists(kept())
 	}
-	slices.SortFunc(out.Added, func(a, b listCount) int { return strings.Compare(a.List, b.List) })
 	return out
+}
+
+func listCounts(byList map[string]int) []listCount {
+	out := []listCount{}
+	for name, n := range byList {
+		out = append(out, listCount{name, n})
+	}
+	slices.SortFunc(out, func(a, b listCount) int { return strings.Compare(a.List, b.List) })
+	return out
+}
+
+// lists counts the entries by the lists that held them before.
+func (l leaving) lists(before *blocklist.Compiled) []listCount {
+	byList := map[string]int{}
+	for p := range l {
+		if e, held := before.Exact(p); held {
+			for _, name := range before.Set(e.Set) {
+				byList[name]++
+			}
+		}
+	}
+	return listCounts(byList)
 }
 
 // leaving is the sets of entries that a change takes away, by the entries.
@@ -148,6 +175,9 @@ func (r *blocksReport) print(w io.Writer) {
 	}
 	if r.Changed > 0 {
 		fmt.Fprintf(w, "# blocklists: another action for %s\n", entriesText(r.Changed))
+	}
+	for _, l := range r.RemovedFrom {
+		fmt.Fprintf(w, "# blocklist %s: −%s\n", l.List, entriesText(l.Entries))
 	}
 	if r.Removed > 0 {
 		fmt.Fprintf(w, "# blocklists: −%s that no list has any more\n", entriesText(r.Removed))

@@ -116,7 +116,8 @@ func (s *Server) blocks(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Blocks{Lists: append([]lists.Status{}, view.Lists...), Operator: append([]lists.Block{}, view.Said...), Applied: &view.Applied}, nil
+	applied := !view.Behind
+	return Blocks{Lists: append([]lists.Status{}, view.Lists...), Operator: append([]lists.Block{}, view.Said...), Applied: &applied}, nil
 }
 
 func (s *Server) block(ctx context.Context, r *http.Request) (any, error) {
@@ -151,7 +152,7 @@ func (s *Server) block(ctx context.Context, r *http.Request) (any, error) {
 // blocked answers with what holds of b now.
 func (s *Server) blocked(ctx context.Context, b lists.Block) (any, error) {
 	view, err := s.weir.View(ctx)
-	out := Blocked{Entry: b.Text(), Applied: view.Applied}
+	out := Blocked{Entry: b.Text(), Applied: !view.Behind}
 	if i := slices.IndexFunc(view.Said, func(o lists.Block) bool { return o.Prefix == b.Prefix }); i >= 0 {
 		out.Until, out.Why = view.Said[i].Until, view.Said[i].Why
 	}

@@ -73,7 +73,7 @@ func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := Reloaded{Services: len(view.Config.Services), Applied: view.Applied}
+	out := Reloaded{Services: len(view.Config.Services), Applied: view.Reached()}
 	for _, sv := range view.Config.Services {
 		out.Backends += len(sv.Backends)
 	}
@@ -101,7 +101,7 @@ func (s *Server) apply(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := Applied{Outcome: view.Last, Applied: view.Applied, Waiting: view.Waiting}
+	out := Applied{Outcome: view.Last, Applied: view.Reached(), Waiting: view.Waiting}
 	out.Warnings = append(slices.Clip(out.Warnings), warnings...)
 	return out, nil
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 
+	"weir/internal/blocklist"
 	"weir/internal/model"
 	"weir/internal/nft"
 	"weir/internal/plan"
@@ -24,18 +25,29 @@ type BlockCounters interface {
 // build plans cfg with what is blocked. At the first time it looks how the blocks lie in the
 // kernel, so that what fits well enough stays, with its counters.
 func (e *Engine) build(ctx context.Context, cfg *model.Config) (*plan.Plan, error) {
+	if e.fence != nil {
+		return plan.Build(cfg, e.plan), nil
+	}
 	var prev *plan.Blocks
 	if e.plan != nil {
 		prev = e.plan.Blocks
 	}
-	if prev == nil && e.Blocked != nil {
-		sets, err := e.Kernel.Declarations(ctx, BlocksTable)
+	blocks, err := planBlocks(ctx, e.Kernel, e.Blocked, prev)
+	if err != nil {
+		return nil, err
+	}
+	return plan.Build(cfg, e.plan).WithBlocks(blocks), nil
+}
+
+func planBlocks(ctx context.Context, k Kernel, c *blocklist.Compiled, prev *plan.Blocks) (*plan.Blocks, error) {
+	if prev == nil && c != nil {
+		sets, err := k.Declarations(ctx, BlocksTable)
 		if err != nil {
 			return nil, err
 		}
 		prev = &plan.Blocks{Layout: plan.ReadBlocksLayout(sets)}
 	}
-	return plan.Build(cfg, e.plan).WithBlocks(plan.NewBlocks(e.Blocked, prev)), nil
+	return plan.NewBlocks(c, prev), nil
 }
 
 // maxLook is how many elements of blocklists are read one by one to see whether somebody
@@ -44,19 +56,19 @@ const maxLook = 1 << 14
 
 // readAgain returns what is expected of rules that somebody may have changed: the marker of
 // the blocks proves nothing then, and is only believed where there are very many.
-func readAgain(p *plan.Plan) *ruleset.Ruleset {
-	t := p.Ruleset.Table(BlocksTable.Family, BlocksTable.Name)
+func readAgain(r *ruleset.Ruleset) *ruleset.Ruleset {
+	t := r.Table(BlocksTable.Family, BlocksTable.Name)
 	if t == nil {
-		return p.Ruleset
+		return r
 	}
 	n := 0
 	for _, s := range t.Sets {
 		n += s.Len()
 	}
 	if n > maxLook {
-		return p.Ruleset
+		return r
 	}
-	return p.Ruleset.Unmarked()
+	return r.Unmarked()
 }
 
 // lostCounts reports whether counters of blocklists begin anew with d.

@@ -88,8 +88,7 @@ func (l *Loop) Apply(ctx context.Context, by *state.Operator, within time.Durati
 	if within == 0 {
 		return l.ReloadNow(ctx, by)
 	}
-	var err error
-	return firstError(l.Do(ctx, func() { err = l.refused(by, l.propose(by, within)) }), &err)
+	return l.taking(ctx, func() error { return l.refused(by, l.propose(by, within)) })
 }
 
 func (l *Loop) propose(by *state.Operator, within time.Duration) error {

@@ -70,7 +70,18 @@ type Engine struct {
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
-	gen  uint32           // the generation at which it did
+	gen  uint32           // the generation at which it did; guarded by turns
+	// turns are those of this engine and of its fence.
+	turns turns
+	fence *Fence // it looks after the blocklists; nil: this engine does
+}
+
+// tables are those that the engine looks after.
+func (e *Engine) tables() []nft.TableRef {
+	if e.fence != nil {
+		return Tables[:1]
+	}
+	return Tables
 }
 
 // Report is what a step did.
@@ -117,16 +128,16 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 // report's delta is empty when nothing had to be done.
 func (e *Engine) Repair(ctx context.Context) (Report, error) {
 	var rep Report
-	gen, err := e.Kernel.Generation()
+	same, err := e.turns.current(e.Kernel, &e.gen)
 	if err != nil {
 		return rep, err
 	}
-	if e.have != nil && gen == e.gen {
+	if e.have != nil && same {
 		rep.Delta = &ruleset.Delta{}
 		return rep, e.addresses(ctx, &rep)
 	}
 	e.have = nil
-	if err := e.commitAs(ctx, e.plan, readAgain(e.plan), &rep); err != nil {
+	if err := e.commitAs(ctx, e.plan, readAgain(e.plan.Ruleset), &rep); err != nil {
 		return rep, err
 	}
 	return rep, e.addresses(ctx, &rep)
@@ -142,8 +153,8 @@ func (e *Engine) Known() bool { return e.have != nil }
 // Moved tells the engine that somebody committed rules at generation gen that touch none
 // of weir's tables, so that nothing has to be read again.
 func (e *Engine) Moved(gen uint32) {
-	if e.have != nil && gen == e.gen+1 {
-		e.gen = gen
+	if e.have != nil {
+		e.turns.moved(&e.gen, gen)
 	}
 }
 
@@ -176,9 +187,12 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 	for range attempts {
 		if e.have == nil {
 			start := time.Now()
-			if e.have, e.gen, err = e.Kernel.Read(ctx, Tables, expect); err != nil {
+			have, gen, err := e.Kernel.Read(ctx, e.tables(), expect)
+			if err != nil {
 				return fmt.Errorf("read the rules: %w", err)
 			}
+			e.have = have
+			e.turns.set(&e.gen, gen)
 			rep.Read += time.Since(start)
 		}
 		rep.Delta = ruleset.Diff(e.have, next.Ruleset)
@@ -193,11 +207,10 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 			e.have = nil
 			return fmt.Errorf("read the counters of blocklists: %w", err)
 		}
-		var gen uint32
-		gen, err = e.Kernel.Apply(ctx, rep.Delta, e.gen)
+		err = e.turns.commit(ctx, e.Kernel, &e.gen, rep.Delta)
 		rep.Commit = time.Since(start)
 		if err == nil {
-			e.have, e.gen = next.Ruleset, gen
+			e.have = next.Ruleset
 			return nil
 		}
 		e.have = nil // whatever went wrong, look again before the next try

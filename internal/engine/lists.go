@@ -2,20 +2,14 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"weir/internal/blocklist"
 	"weir/internal/lists"
 	"weir/internal/model"
 	"weir/internal/state"
 )
-
-// listsEvery is how often the files of blocklists are looked at. One that changed is read
-// when it has not changed from one look to the next.
-const listsEvery = 750 * time.Millisecond
 
 // Lists keeps blocklists. Implementation: lists.Keeper. Its methods are called from several
 // goroutines; those that only look must not wait for those that read files.
@@ -27,51 +21,50 @@ type Lists interface {
 	Blocks() []lists.Block
 }
 
-// watchLists polls the blocklists in a goroutine of its own, for to read a million lines must
-// not hold up anything else. What it returns waits until that has ended.
-func (l *Loop) watchLists(ctx context.Context) (wait func()) {
-	if l.Lists == nil {
-		return func() {}
+// startLists has the blocklists looked after until ctx ends. It returns what tells that there
+// are news, and what waits for the end.
+func (l *Loop) startLists(ctx context.Context) (news <-chan struct{}, wait func()) {
+	if l.fencer == nil {
+		return nil, func() {}
 	}
-	l.relisted = make(chan struct{}, 1)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-l.After(listsEvery):
-			}
-			if l.Lists.Poll() {
-				l.relist()
-			}
-		}
-	}()
-	return func() { <-done }
+	return l.fencer.wake, l.fencer.run(ctx)
 }
 
-func (l *Loop) relist() {
-	select {
-	case l.relisted <- struct{}{}:
-	default: // it will look anyhow
+// takeLists has the blocklists made those of cfg. What it returns is closed when that was
+// tried, nil where there are none.
+func (l *Loop) takeLists(cfg *model.Config) <-chan struct{} {
+	if l.fencer == nil {
+		return nil
 	}
+	return l.fencer.take(cfg)
 }
 
-// takeLists makes the blocklists those of cfg.
-func (l *Loop) takeLists(cfg *model.Config) {
-	if l.Lists == nil {
+// listsNews takes what came of the blocklists since it was called last.
+func (l *Loop) listsNews(ctx context.Context) {
+	if ctx.Err() != nil {
 		return
 	}
-	l.Lists.Take(cfg)
-	l.tellLists()
-}
-
-// listsChanged plans anew with what the blocklists come to now.
-func (l *Loop) listsChanged() {
-	l.tellLists()
-	l.pending, l.unsaved = true, true // of the operators' blocks some may be over
-	l.retry = nil
+	for _, n := range l.fencer.news() {
+		switch {
+		case n.read:
+			l.tellLists()
+			l.unsaved = true // of the operators' blocks some may be over
+		case n.err != nil:
+			l.Log.Error("blocklists could not be brought into the kernel; those before stay; trying again", "error", n.err, "in", n.pause)
+			l.note(Event{Kind: "error", Message: "blocklists: " + n.err.Error()})
+		case n.repair && n.rep.Delta.Empty(): // it can be looked at again
+		case n.repair:
+			l.Log.Warn("somebody changed weir's blocklists: put back", "change", n.rep.Delta.Summary(), "took", n.rep.Read+n.rep.Commit)
+			words := "somebody changed weir's rules: " + n.rep.Delta.Summary()
+			if lostCounts(n.rep.Delta) {
+				words += "; entries of blocklists that were gone count anew"
+			}
+			l.note(Event{Kind: "repair", Message: words})
+		case !n.rep.Delta.Empty():
+			l.Log.Info("blocklists applied", "change", n.rep.Delta.Summary(), "read", n.rep.Read, "plan", n.rep.Plan, "commit", n.rep.Commit)
+		}
+	}
+	l.arrived()
 }
 
 // tellLists tells of blocklists that were taken, or not, since it told last.
@@ -110,24 +103,6 @@ func (l *Loop) tellLists() {
 	l.listed = now
 }
 
-// applyLists applies cfg with the blocklists. Where the kernel does not take these, it does
-// what cfg says with those that it has, so that they hold up nothing else; that is an error
-// all the same, and tried again.
-func (l *Loop) applyLists(ctx context.Context, cfg *model.Config) (Report, error) {
-	if l.Lists == nil {
-		return l.Engine.Apply(ctx, cfg)
-	}
-	l.Engine.Blocked = l.Lists.Compiled()
-	rep, err := l.Engine.Apply(ctx, cfg)
-	p := l.Engine.Plan()
-	if err == nil || ctx.Err() != nil || p == nil || p.Blocks.Compiled == l.Engine.Blocked {
-		return rep, err
-	}
-	l.Engine.Blocked = p.Blocks.Compiled
-	rep, again := l.Engine.Apply(ctx, cfg)
-	return rep, errors.Join(fmt.Errorf("with other blocklists: %w", err), again)
-}
-
 // blocks returns what operators blocked.
 func (l *Loop) blocks() []lists.Block {
 	if l.Lists == nil {
@@ -137,14 +112,35 @@ func (l *Loop) blocks() []lists.Block {
 }
 
 // Relist has an operator change the blocklists: change does, outside of the loop, and words
-// say it. What holds then is kept, and applied with the loop's next step.
+// say it. What holds then is kept. It returns when the kernel has it, or has refused it.
 func (l *Loop) Relist(ctx context.Context, by *state.Operator, words string, change func() error) error {
 	if err := change(); err != nil {
 		return err
 	}
-	return l.Do(ctx, func() {
+	var tried <-chan struct{}
+	if err := l.Do(ctx, func() {
 		l.note(Event{Kind: "operator", By: by, Message: words})
-		l.listsChanged()
+		l.tellLists()
+		if l.fencer != nil {
+			tried = l.fencer.renew()
+		}
+		l.unsaved = true
 		l.save()
-	})
+	}); err != nil {
+		return err
+	}
+	return await(ctx, tried)
+}
+
+// await waits until tried is closed; nil is.
+func await(ctx context.Context, tried <-chan struct{}) error {
+	if tried == nil {
+		return nil
+	}
+	select {
+	case <-tried:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

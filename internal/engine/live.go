@@ -158,10 +158,25 @@ func firstError(err error, other *error) error {
 	return *other
 }
 
-// ReloadNow is what SIGHUP does, with the mistakes of the file as its error.
+// ReloadNow is what SIGHUP does, with the mistakes of the file as its error. It returns when
+// the file's blocklists are in the kernel, or refused.
 func (l *Loop) ReloadNow(ctx context.Context, by *state.Operator) error {
+	return l.taking(ctx, func() error { return l.reload(by, true) })
+}
+
+// taking has the loop take a file, and waits for its blocklists.
+func (l *Loop) taking(ctx context.Context, take func() error) error {
 	var err error
-	return firstError(l.Do(ctx, func() { err = l.reload(by, true) }), &err)
+	var tried <-chan struct{}
+	e := l.Do(ctx, func() {
+		if err = take(); err == nil {
+			tried = l.relisting
+		}
+	})
+	if err := firstError(e, &err); err != nil {
+		return err
+	}
+	return await(ctx, tried)
 }
 
 // Health is what is known of a backend's health.

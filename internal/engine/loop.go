@@ -71,7 +71,8 @@ type Loop struct {
 	announce   bool              // somebody waits to hear "ready"
 	findings   []host.Finding    // what is wrong on the box; nil: not known
 	listed     []lists.Status    // of the blocklists, as told last
-	relisted   chan struct{}     // the blocklists are others now
+	fencer     *fencer           // has the blocklists read and committed; nil: there are none
+	relisting  <-chan struct{}   // closed when the lists of the last file were tried; nil: there are none
 	repairErr  string            // of the last repair: it has been said
 	unsaved    bool              // what there is to remember is not on disk
 	saveFailed bool              // and the last try failed: that has been said
@@ -124,7 +125,8 @@ func (l *Loop) Run(ctx context.Context) error {
 		return err
 	}
 	l.announce = true
-	defer l.watchLists(ctx)()
+	relisted, wait := l.startLists(ctx)
+	defer wait()
 	poll := l.After(pollEvery)
 	var quiet <-chan time.Time // runs while commits of others settle
 	for {
@@ -142,14 +144,13 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.results()
 		case list := <-l.found():
 			l.judged(list)
-		case <-l.relisted:
-			l.listsChanged()
+		case <-relisted:
+			l.listsNews(ctx)
 		case e, ok := <-l.Events:
 			switch {
 			case !ok:
 				l.Events = nil
 			case l.foreign(e):
-				l.Engine.Moved(e.Gen)
 			case quiet == nil:
 				quiet = l.After(settle)
 			}
@@ -187,6 +188,9 @@ func (l *Loop) prepare() {
 	}
 	l.roster = NewRoster(l.resumed())
 	l.trackers = map[Member]*health.Tracker{}
+	if l.Lists != nil {
+		l.fencer = newFencer(l.Lists, l.Engine.Fence(), l.After)
+	}
 }
 
 // resumed returns what operators said to the weir before, as it holds now.
@@ -205,7 +209,7 @@ func (l *Loop) set(cfg *model.Config) {
 	l.file = cfg
 	l.roster.Load(cfg)
 	l.watch()
-	l.takeLists(cfg)
+	l.relisting = l.takeLists(cfg)
 	if l.Host != nil {
 		l.Host.Set(cfg)
 	}
@@ -270,7 +274,7 @@ func (l *Loop) step(ctx context.Context) {
 	l.last = rep.Outcome()
 	l.Log.Info("applied", "change", rep.Delta.Summary(), "read", rep.Read, "plan", rep.Plan, "commit", rep.Commit)
 	l.end(ctx)
-	l.ready()
+	l.arrived()
 }
 
 func (l *Loop) apply(ctx context.Context) (Report, error) {
@@ -278,20 +282,32 @@ func (l *Loop) apply(ctx context.Context) (Report, error) {
 	for _, t := range transitions {
 		l.transition(t)
 	}
-	return l.applyLists(ctx, cfg)
+	return l.Engine.Apply(ctx, cfg)
 }
 
-// foreign reports whether the commit touched no table of weir's, for certain.
+// foreign reports whether the commit touched no table of weir's, for certain. Whoever looks
+// after a table that it did not touch has nothing to read again.
 func (l *Loop) foreign(e nft.Event) bool {
 	if e.Lost || len(e.Tables) == 0 || len(e.Tables) >= eventTables {
 		return false
 	}
-	return !slices.ContainsFunc(e.Tables, func(t nft.TableRef) bool { return slices.Contains(Tables, t) })
+	rules := slices.Contains(e.Tables, Tables[0])
+	blocks := slices.Contains(e.Tables, BlocksTable)
+	if !rules && (l.fencer != nil || !blocks) {
+		l.Engine.Moved(e.Gen)
+	}
+	if !blocks && l.fencer != nil {
+		l.fencer.fence.Moved(e.Gen)
+	}
+	return !rules && !blocks
 }
 
 // repair looks whether the kernel still holds what it should. A failure is not waited
 // for: the next look comes by itself.
 func (l *Loop) repair(ctx context.Context) {
+	if l.fencer != nil {
+		l.fencer.check()
+	}
 	if l.pending && l.retry == nil || l.Engine.Plan() == nil {
 		return // what is wanted is on its way
 	}
@@ -419,6 +435,19 @@ func (l *Loop) save() {
 func (l *Loop) note(e Event) {
 	e.At = l.Now()
 	l.Journal.Add(e)
+}
+
+// arrived tells that weir is ready, once the kernel does all that is wanted.
+func (l *Loop) arrived() {
+	if l.pending {
+		return
+	}
+	if l.fencer != nil {
+		if behind, _ := l.fencer.behind(); behind {
+			return
+		}
+	}
+	l.ready()
 }
 
 func (l *Loop) ready() {

@@ -52,3 +52,17 @@ func (rep Report) Outcome() Outcome {
 	out.Summary = strings.Join(words, "; ")
 	return out
 }
+
+// with returns out with what was done to the blocklists beside it.
+func (out Outcome) with(lists Outcome) Outcome {
+	if lists.Summary != "" {
+		if out.Summary != "" {
+			out.Summary += "; "
+		}
+		out.Summary += lists.Summary
+	}
+	out.Changed = out.Changed || lists.Changed
+	out.ReadMS, out.PlanMS, out.CommitMS = out.ReadMS+lists.ReadMS, out.PlanMS+lists.PlanMS, out.CommitMS+lists.CommitMS
+	out.Warnings = append(slices.Clip(out.Warnings), lists.Warnings...)
+	return out
+}

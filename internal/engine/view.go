@@ -20,7 +20,7 @@ type View struct {
 	Words    map[Member]state.Word      // what operators said
 	Checks   map[Member]Health          // of the backends that are asked
 	Health   map[Member]state.Health    // what follows from the checks, where anything does
-	Applied  bool                       // the kernel does all that; else it is tried again
+	Applied  bool                       // the kernel does all that; else it is tried again. Blocklists: see Behind
 	Last     Outcome                    // of the last step
 	Pending  string                     // the id of the change that waits, "": none
 	Waiting  *Waiting                   // the change that waits for its confirmation
@@ -29,6 +29,7 @@ type View struct {
 	Lists    []lists.Status             // the blocklists
 	Said     []lists.Block              // what operators blocked
 	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
+	Behind   bool                       // the kernel has not the blocklists yet: they are on their way, or tried again
 
 	plan *plan.Plan // the last that was applied; nil before the first
 }
@@ -51,15 +52,20 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		for m, t := range l.trackers {
 			v.Checks[m] = Health{true, t.Snapshot()}
 		}
-		if v.plan = l.Engine.Plan(); v.plan != nil {
-			v.Blocks = v.plan.Blocks
-		}
-		if l.Lists != nil {
+		v.plan = l.Engine.Plan()
+		if l.fencer != nil {
 			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
+			v.Blocks = l.fencer.fence.Blocks()
+			var last Outcome
+			v.Behind, last = l.fencer.behind()
+			v.Last = v.Last.with(last)
 		}
 	})
 	return v, err
 }
+
+// Reached reports whether the kernel does all that is wanted, blocklists among it.
+func (v *View) Reached() bool { return v.Applied && !v.Behind }
 
 // Status returns v with the kernel's counters, and with the live connections, as far as
 // they are known. name picks one service; "" is all of them, and one that v does not have
@@ -80,7 +86,8 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 		st.Edge = nil
 	}
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
-	st.Findings, st.Applied, st.Lists = v.Findings, &v.Applied, v.Lists
+	applied := v.Reached()
+	st.Findings, st.Applied, st.Lists = v.Findings, &applied, v.Lists
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

@@ -56,6 +56,7 @@ func (k *Keeper) Block(b Block) error {
 	if err := b.Check(); err != nil {
 		return err
 	}
+	<-k.first
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	defer k.show()
@@ -96,6 +97,7 @@ func (k *Keeper) tryBlocks() error {
 
 // Unblock takes back what an operator said of exactly that prefix.
 func (k *Keeper) Unblock(p netip.Prefix) error {
+	<-k.first
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	defer k.show()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"weir/internal/blocklist"
 	"weir/internal/blocklist/files"
+	"weir/internal/model"
 )
 
 // index says what the copies of a list's files are, in the file index.json beside them.
@@ -26,6 +28,10 @@ const indexVersion = 1
 // copyFiles keeps what was read of the files of a good list, for a start at which they are
 // bad. A failure is told, and no more: the list is in use.
 func (s *source) copyFiles(o Options) {
+	if !s.uncopied {
+		return
+	}
+	s.uncopied = false
 	if o.Dir == "" || o.ReadOnly || len(s.decl.Files) == 0 {
 		return
 	}
@@ -109,23 +115,44 @@ func (s *source) index(o Options) (index, bool) {
 	return ix, true
 }
 
-// restore takes the last good list from the copies of its files.
-func (s *source) restore(o Options) {
+// restore returns the last good list from the copies of its files, and when it was read; nil
+// where there is none.
+func (s *source) restore(o Options) (*blocklist.List, time.Time) {
 	ix, ok := s.index(o)
 	if !ok {
-		return
+		return nil, time.Time{}
 	}
 	b := blocklist.NewBuilder(s.decl.Name, blocklist.Options{Strict: s.decl.Strict})
 	for _, e := range s.decl.Entries {
 		if err := b.AddEntry(o.Config, e.Line, 0, e.Text); err != nil {
-			return
+			return nil, time.Time{}
 		}
 	}
 	for i, name := range ix.Files {
 		if err := files.ReadCopy(b, filepath.Join(o.Dir, s.decl.Name, strconv.Itoa(i)), name); err != nil {
 			o.Log.Warn("the copy of the last good blocklist cannot be used", "list", s.decl.Name, "error", err)
-			return
+			return nil, time.Time{}
 		}
 	}
-	s.good, s.goodAt = b.List(), ix.At
+	return b.List(), ix.At
+}
+
+// Kept returns the last good lists whose files are kept in o.Dir, as far as those can be read,
+// by their names: without the entries that stand in the configuration.
+func Kept(o Options) []*blocklist.List {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	dirs, err := os.ReadDir(o.Dir)
+	if err != nil {
+		return nil // there are none
+	}
+	var out []*blocklist.List
+	for _, d := range dirs {
+		s := &source{decl: &model.Blocklist{Name: d.Name(), Files: []string{"kept"}}}
+		if l, _ := s.restore(o); l != nil && d.Name()[0] != '.' {
+			out = append(out, l)
+		}
+	}
+	return out
 }

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,10 +40,16 @@ type Options struct {
 }
 
 // Keeper holds the lists. Its methods may be called from several goroutines. Those that only
-// look (Compiled, Status, Lookup, Blocks) do not wait for those that read files.
+// look (Compiled, Status, Lookup, Blocks) wait for nobody, and those that block (Block,
+// Unblock) do not wait for those that read files, but for the first Take.
 type Keeper struct {
 	o     Options
 	shown atomic.Pointer[view]
+
+	// files is held, before mu, by who reads files; what of a source tells how its files
+	// were is theirs. mu is held for short.
+	files sync.Mutex
+	first chan struct{} // closed once lists were taken
 
 	mu       sync.Mutex
 	cfg      *model.Config // of the last Take
@@ -78,33 +85,75 @@ func New(o Options, blocks []Block) *Keeper {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{o: o, blocks: slices.Clone(blocks), compiled: &blocklist.Compiled{}}
+	k := &Keeper{o: o, first: make(chan struct{}), blocks: slices.Clone(blocks), compiled: &blocklist.Compiled{}}
 	k.show()
 	return k
 }
 
-// Take makes the lists those of cfg and reads what is new. Lists that are bad do not make
-// it fail: Status tells of them.
+// Take makes the lists those of cfg and reads what is new; until that is read, all stays as it
+// is. Lists that are bad do not make it fail: Status tells of them.
 func (k *Keeper) Take(cfg *model.Config) {
+	k.files.Lock()
+	defer k.files.Unlock()
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	defer k.show()
-	old := k.lists
-	k.cfg, k.lists = cfg, nil
+	var next []*source
 	for _, decl := range cfg.Blocklists {
-		i := slices.IndexFunc(old, func(s *source) bool { return s.decl.Name == decl.Name })
 		s := &source{decl: decl}
+		i := slices.IndexFunc(k.lists, func(o *source) bool { return o.decl.Name == decl.Name })
 		if i >= 0 {
-			s = old[i]
+			*s = *k.lists[i]
 			s.declare(decl)
+			if s.problem != "" { // what was in the way may be gone, such as an allow that was missing
+				s.stamps = nil
+			}
 		} else {
 			s.recall(k.o)
 		}
-		k.lists = append(k.lists, s)
-		s.look(k.o, true)
+		next = append(next, s)
 	}
-	k.expire()
-	k.compile()
+	k.mu.Unlock()
+	k.judge(k.look(next, true), func() bool {
+		k.cfg, k.lists = cfg, next
+		k.expire()
+		return true
+	})
+	select {
+	case <-k.first:
+	default:
+		close(k.first)
+	}
+}
+
+// look reads what has changed of lists.
+func (k *Keeper) look(of []*source, now bool) (take []func() bool) {
+	for _, s := range of {
+		if fn := s.look(k.o, now); fn != nil {
+			take = append(take, fn)
+		}
+	}
+	return take
+}
+
+// judge takes what was read, after before, and compiles all lists anew if either reports that
+// there is a reason. It reports whether they come to something else than they did.
+func (k *Keeper) judge(read []func() bool, before func() bool) (changed bool) {
+	k.mu.Lock()
+	was := k.compiled
+	reason := before()
+	for _, take := range read {
+		reason = take() || reason
+	}
+	if reason {
+		k.compile()
+	}
+	changed = k.compiled != was
+	k.show()
+	of := k.lists
+	k.mu.Unlock()
+	for _, s := range of {
+		s.copyFiles(k.o)
+	}
+	return changed
 }
 
 // Poll reads what has changed and reports whether Compiled is another one now. It is to be
@@ -112,42 +161,39 @@ func (k *Keeper) Take(cfg *model.Config) {
 // changed from one call to the next. Now and then it looks whether the machine has other
 // addresses.
 func (k *Keeper) Poll() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	defer k.show()
-	changed := k.expire()
-	if age := k.o.Now().Sub(k.ownAt); age < 0 || age >= lookEvery {
-		before := k.own
-		k.protected()
-		changed = changed || !slices.Equal(before, k.own)
-	}
-	for _, s := range k.lists {
-		if s.look(k.o, false) {
-			changed = true
+	k.files.Lock()
+	defer k.files.Unlock()
+	return k.judge(k.look(k.lists, false), func() bool {
+		changed := k.expire()
+		if age := k.o.Now().Sub(k.ownAt); age < 0 || age >= lookEvery {
+			before := k.own
+			if k.protected(); !slices.Equal(before, k.own) {
+				changed = true
+				for _, s := range k.lists {
+					if s.problem != "" { // it may be in nobody's way any more
+						s.stamps = nil
+					}
+				}
+			}
 		}
-	}
-	if !changed {
-		return false
-	}
-	before := k.compiled
-	k.compile()
-	return k.compiled != before
+		return changed
+	})
 }
 
 // Accept takes a list as its files have it now, however much it changed; all other guards
 // hold. It returns ErrNoList when there is none of that name.
 func (k *Keeper) Accept(name string) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	defer k.show()
+	k.files.Lock()
+	defer k.files.Unlock()
 	i := slices.IndexFunc(k.lists, func(s *source) bool { return s.decl.Name == name })
 	if i < 0 {
 		return ErrNoList
 	}
 	s := k.lists[i]
 	s.stamps, s.anyChange = nil, true
-	s.look(k.o, true)
-	k.compile()
+	k.judge(k.look([]*source{s}, true), func() bool { return true })
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if s.problem != "" {
 		return errors.New(s.problem)
 	}
@@ -207,9 +253,14 @@ var actions = [...]blocklist.Action{model.BlockCount: blocklist.Count, model.Blo
 func (k *Keeper) takeBack(problems []*blocklist.Problem) bool {
 	done := false
 	for _, s := range k.lists {
-		i := slices.IndexFunc(problems, func(p *blocklist.Problem) bool { return p.List == s.decl.Name || p.List == "" && s.fresh != nil })
-		if i >= 0 && s.inUse() != nil {
-			s.takeBack(k.o, problems[i].Error())
+		var words []string // all at once, so that nobody has to try again and again
+		for _, p := range problems {
+			if p.List == s.decl.Name || p.List == "" && s.fresh != nil {
+				words = append(words, p.Error())
+			}
+		}
+		if len(words) > 0 && s.inUse() != nil {
+			s.takeBack(k.o, strings.Join(words, "\n"))
 			done = true
 		}
 	}

@@ -20,12 +20,13 @@ type source struct {
 	stamps    []stamp // of the files as they were read last; nil: read them
 	anyChange bool    // the next one may differ as it likes: an operator said so
 
-	good    *blocklist.List // the last good one; nil: none yet
-	goodAt  time.Time       // when it was read
-	last    *blocklist.Size // of the last good one, also of before the start; nil: there was none
-	fresh   *blocklist.List // read, and not judged yet; nil: none
-	problem string          // why what was read last is not in use; "": it is
-	cuts    string          // why the good one is not in use: what it would cut off now
+	good     *blocklist.List // the last good one; nil: none yet
+	goodAt   time.Time       // when it was read
+	last     *blocklist.Size // of the last good one, also of before the start; nil: there was none
+	fresh    *blocklist.List // read, and not judged yet; nil: none
+	problem  string          // why what was read last is not in use; "": it is
+	uncopied bool            // copies of the good one are still to be made
+	cuts     string          // why the good one is not in use: what it would cut off now
 }
 
 // declare takes another declaration of the same list.
@@ -67,9 +68,10 @@ func stampOf(name string) stamp {
 // may still be being written.
 const settled = time.Second
 
-// look reads the list if its files have changed, and reports whether there is something
-// to judge. With now set it does not wait for files to settle.
-func (s *source) look(o Options, now bool) bool {
+// look reads the list if its files have changed. What it returns, nil for nothing, makes what
+// was read that of the source, and reports whether there is something to judge: until then
+// nothing changes that others see. With now set it does not wait for files to settle.
+func (s *source) look(o Options, now bool) (take func() bool) {
 	names, errs := files.Expand(".", s.decl.Files)
 	stamps, calm := make([]stamp, 0, len(names)), true
 	for _, name := range names {
@@ -81,51 +83,60 @@ func (s *source) look(o Options, now bool) bool {
 	}
 	s.seen = stamps
 	if s.stamps != nil && slices.Equal(stamps, s.stamps) || !calm && !now {
-		return false
+		return nil
 	}
 	s.stamps = stamps
-	return s.read(o, names, errors.Join(errs...))
+	list, err := s.read(o, names, errors.Join(errs...))
+	if err == nil {
+		return func() bool { s.fresh = list; return true }
+	}
+	var kept *blocklist.List
+	var at time.Time
+	if s.good == nil {
+		kept, at = s.restore(o)
+	}
+	return func() bool {
+		s.bad(o, err.Error())
+		if s.good != nil || kept == nil {
+			return false
+		}
+		s.good, s.goodAt = kept, at
+		return true
+	}
 }
 
 // read reads the list anew. missing says which files are not there at all.
-func (s *source) read(o Options, names []string, missing error) bool {
+func (s *source) read(o Options, names []string, missing error) (*blocklist.List, error) {
 	if missing != nil {
-		return s.bad(o, missing.Error())
+		return nil, missing
 	}
 	b := blocklist.NewBuilder(s.decl.Name, blocklist.Options{Strict: s.decl.Strict})
 	for _, e := range s.decl.Entries {
 		if err := b.AddEntry(o.Config, e.Line, 0, e.Text); err != nil {
-			return s.bad(o, err.Error())
+			return nil, err
 		}
 	}
 	for _, name := range names {
 		if err := files.Read(b, name); err != nil {
-			return s.bad(o, err.Error())
+			return nil, err
 		}
 	}
 	list := b.List()
 	if s.last != nil && !s.anyChange && len(s.decl.Files) > 0 {
 		problems := blocklist.CheckChange(s.decl.Name, *s.last, list.Size(), s.decl.MaxChange*100)
 		if len(problems) > 0 {
-			return s.bad(o, problems[0].Error()+"; if that is right: weir blocks accept "+s.decl.Name)
+			return nil, errors.New(problems[0].Error() + "; if that is right: weir blocks accept " + s.decl.Name)
 		}
 	}
-	s.fresh = list
-	return true
+	return list, nil
 }
 
-// bad leaves what was read last alone. After a start the last good one is taken from its
-// copies. It reports whether there is something to judge.
-func (s *source) bad(o Options, why string) bool {
+// bad leaves what was read last alone.
+func (s *source) bad(o Options, why string) {
 	if s.problem != why {
 		o.Log.Error("blocklist not taken; the last good one stays", "list", s.decl.Name, "error", why)
 	}
 	s.problem = why
-	if s.good != nil || s.fresh != nil {
-		return false
-	}
-	s.restore(o)
-	return s.good != nil
 }
 
 // inUse returns the list that packets are to meet; nil: none.
@@ -144,6 +155,9 @@ func (s *source) takeBack(o Options, why string) {
 	if s.fresh != nil {
 		s.fresh = nil
 		s.bad(o, why)
+		if s.good == nil { // at a start
+			s.good, s.goodAt = s.restore(o)
+		}
 		return
 	}
 	o.Log.Error("blocklist not in use", "list", s.decl.Name, "error", why)
@@ -160,5 +174,5 @@ func (s *source) accept(o Options) {
 		o.Log.Info("blocklist taken again", "list", s.decl.Name, "entries", size.Entries)
 	}
 	s.good, s.goodAt, s.last, s.fresh, s.problem, s.anyChange = s.fresh, o.Now(), &size, nil, "", false
-	s.copyFiles(o)
+	s.uncopied = true
 }

@@ -129,7 +129,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		w.yes(up, false)
 		return
 	}
-	w.yes(applied, view.Applied)
+	w.yes(applied, view.Reached())
 	sums := c.weir.Sums()
 	for _, l := range view.Lists {
 		w.list(l, sums[l.Name])

@@ -56,7 +56,7 @@ func (m *monitor) close() {
 }
 
 // Monitor returns the commits that follow in the namespace of the connection, but for the
-// connection's own of more than 16,384 elements and what others do while such a one lasts:
+// connection's own of more than 4,096 elements and what others do while such a one lasts:
 // who must know of those, too, looks at the generation now and then. The
 // channel is closed when ctx is done or the connection closed; after that, or while it is
 // in use, the connection gives no other. Who does not read the channel loses events, and
@@ -94,7 +94,7 @@ func (m *monitor) join() error {
 // quietElems is how many elements a transaction may have for the monitor to hear of it. As
 // long as anybody listens, the kernel makes a message of some kilobytes for each element
 // and holds all of them until the commit is done: seven gigabytes for a million.
-const quietElems = 1 << 14
+const quietElems = 1 << 12
 
 // pause makes the kernel send no events until the function that it returns is called. What
 // is committed meanwhile is only seen by its generation.

@@ -124,7 +124,7 @@ func Diff(have, want *Ruleset) *Delta {
 			td = &TableDelta{Table: t, Create: true}
 			td.diff(&Table{Family: t.Family, Name: t.Name}, t)
 		}
-		if !td.empty() {
+		if !td.Empty() {
 			d.Tables = append(d.Tables, td)
 		}
 	}
@@ -144,7 +144,8 @@ func (td *TableDelta) losesBase() bool {
 	return slices.ContainsFunc(td.DelChains, func(c *Chain) bool { return c.Base != nil })
 }
 
-func (td *TableDelta) empty() bool {
+// Empty reports whether nothing of the table changes.
+func (td *TableDelta) Empty() bool {
 	return !td.Create && !td.Delete && !td.Wake && len(td.Flush) == 0 && len(td.DelElems) == 0 &&
 		len(td.DelChains) == 0 && len(td.DelSets) == 0 && len(td.AddChains) == 0 &&
 		len(td.AddSets) == 0 && len(td.AddElems) == 0 && len(td.AddRules) == 0

@@ -26,6 +26,8 @@ type Kernel struct {
 	rate     float64
 	watchers []chan nft.Event
 	commits  int
+	barred   map[nft.TableRef]unix.Errno
+	meet     func(*ruleset.Delta)
 }
 
 type fault struct {
@@ -47,6 +49,22 @@ func (k *Kernel) LoseAnswer() { k.fault(fault{lose: true}) }
 // Interfere makes somebody else commit just before the next commit that has no fault
 // yet, so that it returns [nft.ErrStale].
 func (k *Kernel) Interfere() { k.fault(fault{other: true}) }
+
+// Bar makes all commits that concern a table fail with errno and change nothing, until it is
+// called with 0.
+func (k *Kernel) Bar(ref nft.TableRef, errno unix.Errno) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.barred = map[nft.TableRef]unix.Errno{ref: errno}
+}
+
+// Meet has fn called with what is about to be committed; the commit waits until it returns,
+// and others may come meanwhile.
+func (k *Kernel) Meet(fn func(*ruleset.Delta)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.meet = fn
+}
 
 func (k *Kernel) fault(f fault) {
 	k.mu.Lock()
@@ -212,6 +230,12 @@ func (k *Kernel) Read(ctx context.Context, refs []nft.TableRef, expect *ruleset.
 // Apply brings a delta into the ruleset, all of it or nothing, as [nft.Conn.Apply] does.
 func (k *Kernel) Apply(ctx context.Context, d *ruleset.Delta, gen uint32) (uint32, error) {
 	k.mu.Lock()
+	meet := k.meet
+	k.mu.Unlock()
+	if meet != nil {
+		meet(d)
+	}
+	k.mu.Lock()
 	defer k.mu.Unlock()
 	if d.Empty() {
 		return gen, nil
@@ -223,6 +247,11 @@ func (k *Kernel) Apply(ctx context.Context, d *ruleset.Delta, gen uint32) (uint3
 		return 0, err
 	}
 	f := k.nextFault()
+	for _, td := range d.Tables {
+		if errno := k.barred[nft.TableRef{Family: td.Table.Family, Name: td.Table.Name}]; errno != 0 {
+			f = fault{errno: errno}
+		}
+	}
 	if f.other {
 		k.committed(otherPID, "nft", []nft.TableRef{{Family: ruleset.Inet, Name: "other"}})
 	}

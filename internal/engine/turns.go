@@ -1,0 +1,65 @@
+package engine
+
+import (
+	"context"
+	"sync"
+
+	"weir/internal/ruleset"
+)
+
+// turns lets those who share a Kernel, each with a table of its own, commit one after the
+// other, and keeps the generation at which each of them knows its table: what the one commits
+// is nothing that another has to read again.
+type turns struct {
+	mu   sync.Mutex
+	gens []*uint32 // of all who take part, once there are several
+}
+
+// commit applies d if the generation is still *own, and moves that and, if they were there
+// too, those of the others.
+func (t *turns) commit(ctx context.Context, k Kernel, own *uint32, d *ruleset.Delta) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := *own
+	gen, err := k.Apply(ctx, d, was)
+	if err != nil {
+		return err
+	}
+	for _, g := range t.gens {
+		if *g == was {
+			*g = gen
+		}
+	}
+	*own = gen
+	return nil
+}
+
+// moved follows a commit that made generation gen and does not concern the owner. Nobody waits
+// for that: while a commit is on its way it is left out, and the owner reads again.
+func (t *turns) moved(own *uint32, gen uint32) {
+	if !t.mu.TryLock() {
+		return
+	}
+	defer t.mu.Unlock()
+	if gen == *own+1 {
+		*own = gen
+	}
+}
+
+// set notes at which generation the owner has read its table.
+func (t *turns) set(own *uint32, gen uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*own = gen
+}
+
+// current reports whether the kernel's generation is *own, or cannot be known, because a commit
+// is on its way.
+func (t *turns) current(k Kernel, own *uint32) (bool, error) {
+	if !t.mu.TryLock() {
+		return true, nil
+	}
+	defer t.mu.Unlock()
+	gen, err := k.Generation()
+	return gen == *own, err
+}
