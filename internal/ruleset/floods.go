@@ -123,8 +123,9 @@ func (x *ruleRun) rateUnder(s RateUnder) (bool, Verdict) {
 	}
 	x.trace.Updates = append(x.trace.Updates, ElemUpdate{Set: s.Set, Key: key, Renewed: renewed})
 	x.note("element %s of %s", set.set.Key.Text(key, ""), s.Set)
-	return x.hold("up to %d/%s pass, and %d at once: taken for not reached, only the kernel counts",
+	x.note("up to %d/%s pass, and %d at once: taken for not reached, only the kernel counts",
 		s.Rate, unitWord(s.Unit), s.Burst)
+	return x.hold("below the limit")
 }
 
 func (x *ruleRun) notInSet(s NotInSet) (bool, Verdict) {
