@@ -21,7 +21,9 @@ type decoder struct {
 	names    map[string]int // services: name to line
 	lists    map[string]int // blocklists: name to line
 	listens  []listenAt     // of all services
+	ins      []inAt         // entries of in, to be resolved
 	assigns  []assignAt
+	clientIn []inAt
 	devices  []groupDevice
 	edges    edgeReader
 	services bool // the key was there

@@ -61,7 +61,11 @@ type Addresses interface {
 
 // Tables is the list of tables that are weir's; no other is ever read or touched. The first
 // is that of the services.
-var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable}
+var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable, DirectTable}
+
+// DirectTable sends packets on where they come in. It is there where a service has backends
+// that answer clients themselves.
+var DirectTable = nft.TableRef{Family: ruleset.Netdev, Name: plan.TableName}
 
 // BlocksTable holds the blocklists. It is there where something is blocked.
 var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
@@ -71,6 +75,7 @@ var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
 type Engine struct {
 	Kernel    Kernel
 	Addresses Addresses // nil: addresses are not weir's business
+	Wires     Wires     // nil: the box is taken for what services with direct return need
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
 

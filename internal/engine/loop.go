@@ -73,6 +73,7 @@ type Loop struct {
 	listed     []lists.Status    // of the blocklists, as told last
 	relisted   chan struct{}     // the blocklists are others now
 	repairErr  string            // of the last repair: it has been said
+	wireErr    string            // of the last look at neighbours: it has been said
 	unsaved    bool              // what there is to remember is not on disk
 	saveFailed bool              // and the last try failed: that has been said
 	pause      time.Duration     // before the next try; 0: none failed
@@ -325,6 +326,7 @@ func (l *Loop) tick(ctx context.Context) {
 		l.pending = true
 	}
 	l.expire()
+	l.rewire()
 	l.tellLists() // of one that cannot be read, which changes nothing
 	l.keepBook()
 	l.save()

@@ -163,7 +163,7 @@ func (c *Conn) countsOf(table TableRef, set *ruleset.Set, p *ruleset.Packed,
 	defer c.mu.Unlock()
 	err = c.scan(msgType(unix.NFT_MSG_GETSETELEM), 0,
 		func(w *buf) {
-			w.str(unix.NFTA_SET_ELEM_LIST_TABLE, table.Name)
+			w.of(table).str(unix.NFTA_SET_ELEM_LIST_TABLE, table.Name)
 			w.str(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 			list := w.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 			for i := range p.Len() {
@@ -191,7 +191,7 @@ func (c *Conn) hasSet(table TableRef, set *ruleset.Set) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := c.request(msgType(unix.NFT_MSG_GETSET), 0, func(w *buf) {
-		w.str(unix.NFTA_SET_TABLE, table.Name)
+		w.of(table).str(unix.NFTA_SET_TABLE, table.Name)
 		w.str(unix.NFTA_SET_NAME, set.Name)
 	}, func(header, string) error { return nil })
 	return err == nil, err

@@ -65,7 +65,7 @@ func (b *Batch) grow(d *ruleset.Delta) {
 
 func (e *encoder) table(td *ruleset.TableDelta) {
 	t := td.Table
-	if t.Family != ruleset.Inet {
+	if !slices.Contains(tableFamilies, t.Family) {
 		e.fail(message{table: t}, fmt.Errorf("family %q is unknown", t.Family))
 		return
 	}
@@ -151,7 +151,7 @@ func (e *encoder) chain(t *ruleset.Table, c *ruleset.Chain) {
 	e.w.str(unix.NFTA_CHAIN_TABLE, t.Name)
 	e.w.str(unix.NFTA_CHAIN_NAME, c.Name)
 	if c.Base != nil {
-		hook := slices.Index(hooks, c.Base.Hook)
+		hook := hookNumber(t.Family, c.Base)
 		if hook < 0 {
 			e.fail(m, fmt.Errorf("hook %q is unknown", c.Base.Hook))
 		}
@@ -160,6 +160,9 @@ func (e *encoder) chain(t *ruleset.Table, c *ruleset.Chain) {
 		n := e.w.nest(unix.NFTA_CHAIN_HOOK)
 		e.w.u32(unix.NFTA_HOOK_HOOKNUM, uint32(hook))
 		e.w.u32(unix.NFTA_HOOK_PRIORITY, uint32(int32(c.Base.Priority)))
+		if c.Base.Device != "" {
+			e.w.str(unix.NFTA_HOOK_DEV, c.Base.Device)
+		}
 		e.w.close(n)
 	}
 	e.w.end(at)

@@ -81,6 +81,14 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.ctState(s)
 	case ruleset.OnLoopback:
 		r.onLoopback(s)
+	case ruleset.IsEther:
+		r.isEther(s)
+	case ruleset.ToThisHost:
+		r.toThisHost()
+	case ruleset.Counting:
+		r.counting()
+	case ruleset.Fwd:
+		r.fwd(s)
 	case ruleset.OutDevice:
 		r.field(ruleset.OIFName, r.alloc(16))
 		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))

@@ -126,6 +126,14 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.onLoopback(s)
 	case OutDevice:
 		return x.outDevice(s)
+	case IsEther:
+		return x.family(s.Family)
+	case ToThisHost:
+		return x.hold("the frame is addressed to this box")
+	case Counting:
+		return x.hold("counted")
+	case Fwd:
+		return x.fwd(s)
 	case RateOver:
 		return x.rateOver(s)
 	case NotInSet:

@@ -52,7 +52,11 @@ func (c *Chain) print(b *strings.Builder) {
 
 // String returns the line that makes a chain a base chain.
 func (b *Base) String() string {
-	return fmt.Sprintf("type %s hook %s priority %d; policy accept;", b.Type, b.Hook, b.Priority)
+	device := ""
+	if b.Device != "" {
+		device = ` device "` + b.Device + `"`
+	}
+	return fmt.Sprintf("type %s hook %s%s priority %d; policy accept;", b.Type, b.Hook, device, b.Priority)
 }
 
 // word returns "map" or "set".
@@ -280,6 +284,8 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
+	case IsEther, ToThisHost, Counting, Fwd:
+		return directText(s)
 	case RateOver:
 		return s.text()
 	case NotInSet:
