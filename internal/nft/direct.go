@@ -87,6 +87,31 @@ func (r *ruleEnc) toThisHost() {
 	r.cmp(unix.NFT_CMP_EQ, string([]byte{unix.PACKET_HOST}))
 }
 
+// whole compares the fields that fragments have: the flag for more and the offset of an IPv4
+// header (RFC 791 section 3.1), the next header of an IPv6 one (RFC 8200 section 4.5).
+func (r *ruleEnc) whole(s ruleset.Whole) {
+	if r.nfproto != nfprotoOf(s.Family) {
+		r.fail("fragments need a match of their family (meta protocol) before them")
+	}
+	at, n := uint32(6), uint32(2)
+	if s.Family == model.IPv6 {
+		n = 1
+	}
+	word := r.alloc(4)
+	e := r.open("payload")
+	r.w.u32(unix.NFTA_PAYLOAD_DREG, reg(word))
+	r.w.u32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER)
+	r.w.u32(unix.NFTA_PAYLOAD_OFFSET, at)
+	r.w.u32(unix.NFTA_PAYLOAD_LEN, n)
+	r.close(e)
+	if s.Family == model.IPv6 {
+		r.cmp(unix.NFT_CMP_NEQ, string([]byte{unix.IPPROTO_FRAGMENT}))
+		return
+	}
+	r.and(word, "\x3f\xff")
+	r.cmp(unix.NFT_CMP_EQ, zeros[:2])
+}
+
 // meta loads a key of up to four bytes into the first register.
 func (r *ruleEnc) meta(key uint32) {
 	e := r.open("meta")

@@ -85,6 +85,8 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.isEther(s)
 	case ruleset.ToThisHost:
 		r.toThisHost()
+	case ruleset.Whole:
+		r.whole(s)
 	case ruleset.Counting:
 		r.counting()
 	case ruleset.Fwd:

@@ -164,7 +164,7 @@ func ingress(u usage, dev string) *ruleset.Chain {
 		for _, spec := range []setSpec{listenSpec(dev, f), listenSpec(dev, f).twin()} {
 			if u[spec.Name] != nil {
 				c.Rules = append(c.Rules, ruleset.Rule{Comment: "find the service", Stmts: []ruleset.Stmt{
-					ruleset.IsEther{Family: f}, ruleset.ToThisHost{}, ruleset.VMap{Key: askedKey(f), Map: spec.Name}}})
+					ruleset.IsEther{Family: f}, ruleset.ToThisHost{}, ruleset.Whole{Family: f}, ruleset.VMap{Key: askedKey(f), Map: spec.Name}}})
 			}
 		}
 	}

@@ -18,6 +18,12 @@ type IsEther struct{ Family model.Family }
 // broadcast, no multicast, and nothing that only a promiscuous device sees.
 type ToThisHost struct{}
 
+// Whole matches packets that are no fragments, the first of some included; the family must be
+// matched before it. The kernel reads ports of up to four bytes even where a fragment has none
+// (nft_payload_fast_eval in net/netfilter/nf_tables_core.c). In IPv6, a fragment header behind
+// another extension header is not seen.
+type Whole struct{ Family model.Family }
+
 // Counting counts the packets that get there, and their bytes (layer 3).
 type Counting struct{}
 
@@ -36,6 +42,7 @@ type Fwd struct {
 
 func (IsEther) stmt()    {}
 func (ToThisHost) stmt() {}
+func (Whole) stmt()      {}
 func (Counting) stmt()   {}
 func (Fwd) stmt()        {}
 
@@ -45,6 +52,11 @@ func directText(s Stmt) string {
 		return "meta protocol " + s.Family.String()
 	case ToThisHost:
 		return "meta pkttype host"
+	case Whole:
+		if s.Family == model.IPv4 {
+			return "ip frag-off & 0x3fff == 0"
+		}
+		return "ip6 nexthdr != 44"
 	case Counting:
 		return "counter"
 	case Fwd:

@@ -284,7 +284,7 @@ func stmtText(s Stmt) string {
 		return `meta iif "lo"`
 	case OutDevice:
 		return `oifname "` + s.Name + `"`
-	case IsEther, ToThisHost, Counting, Fwd:
+	case IsEther, ToThisHost, Whole, Counting, Fwd:
 		return directText(s)
 	case RateOver:
 		return s.text()
