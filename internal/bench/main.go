@@ -62,7 +62,7 @@ type options struct {
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "blocks", "deaths"}
+var parts = []string{"apply", "packets", "direct", "blocks", "deaths"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -70,7 +70,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	services := fs.String("services", "", "numbers of services, separated by commas (default 10,1000,10000; for packets 1,1000,10000)")
 	quick := fs.Bool("quick", false, "leave out the largest number of services, and do 2 rounds")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, of which the median is printed")
-	fs.StringVar(&o.only, "only", "", "do one part: apply, packets, blocks or deaths")
+	fs.StringVar(&o.only, "only", "", "do one part: apply, packets, direct, blocks or deaths")
 	entries := fs.String("entries", "", "numbers of entries of blocklists, separated by commas (default 650,10000,100000,1000000)")
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
@@ -180,6 +180,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("packets") {
 		if rep.Packets, err = b.packets(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("direct") {
+		if rep.Direct, err = b.direct(ctx); err != nil {
 			return nil, err
 		}
 	}

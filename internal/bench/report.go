@@ -21,6 +21,7 @@ type Report struct {
 	Machine Machine       `json:"machine"`
 	Apply   []ApplyCell   `json:"apply"`
 	Packets []PacketCell  `json:"packets"`
+	Direct  []PacketCell  `json:"direct,omitempty"`
 	Blocks  *BlocksReport `json:"blocks,omitempty"`
 	Deaths  []DeathCell   `json:"deaths"`
 	Notes   []string      `json:"notes"`
@@ -38,6 +39,9 @@ func (r *Report) print(w io.Writer) error {
 	}
 	if len(r.Packets) > 0 {
 		r.printPackets(w)
+	}
+	if len(r.Direct) > 0 {
+		r.printDirect(w)
 	}
 	if len(r.Deaths) > 0 {
 		r.printDeaths(w)
@@ -219,6 +223,9 @@ func (r *Report) printAims(w io.Writer) {
 			line(fmt.Sprintf("%s: the last new connection to it within %s", way.name, way.bound),
 				r.death(weirDeath, ways[i].name).Last, millis(way.bound), "ms")
 		}
+	}
+	if len(r.Direct) > 0 {
+		line("direct return, against plain forwarding: a packet", quotient(r.directLeast(directReturn), r.directLeast(plainForwarding)), 1, "times")
 	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {
 		some, most := cells[i], cells[len(cells)-1]

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"weir/internal/flow"
 	"weir/internal/model"
 	"weir/internal/ruleset"
 )
@@ -21,9 +22,11 @@ func listenSpec(dev string, f model.Family) setSpec {
 	return setSpec{Name: "listen" + digit(f) + "/" + deviceWord(dev), Key: listenerKey(f), Verdict: true}
 }
 
-// directSpec: slot to the chain of a backend, for the services of one group.
-func directSpec(f model.Family, group int) setSpec {
-	return setSpec{Name: fmt.Sprintf("direct%s/%03x", digit(f), group), Key: ruleset.Types{ruleset.Integer}, Verdict: true}
+// directSpec: slot to the chain of a backend. Each service has a map of its own, for its size
+// is then a fixed one: that of the table, and as much again for the slots that come before
+// those in whose place they are have gone.
+func directSpec(s *model.Service, f model.Family, slots int) setSpec {
+	return setSpec{Name: "direct" + digit(f) + "/" + s.Name, Key: ruleset.Types{ruleset.Integer}, Verdict: true, Room: 2 * slots}
 }
 
 func isDirectMap(name string) bool {
@@ -63,7 +66,8 @@ func backendOf(chain string) netip.Addr {
 func (u *unit) direct() {
 	for _, f := range u.service.Families() {
 		p := newPool(u.service, f, u.place)
-		p.slots = directSpec(f, u.place.group)
+		p.Base = 0
+		p.slots = directSpec(u.service, f, flow.TableSize(len(p.Backends)))
 		p.SlotMap = p.slots.Name
 		u.pools = append(u.pools, p)
 		elems := make([]ruleset.Element, len(p.Slots))
