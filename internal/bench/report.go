@@ -225,7 +225,9 @@ func (r *Report) printAims(w io.Writer) {
 		}
 	}
 	if len(r.Direct) > 0 {
-		line("direct return, against plain forwarding: a packet", quotient(r.directLeast(directReturn), r.directLeast(plainForwarding)), 1, "times")
+		for _, against := range []string{plainForwarding, plainTracked} {
+			line("direct return costs no more than a packet "+against, quotient(r.directLeast(directReturn), r.directLeast(against)), 1, "times")
+		}
 	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {
 		some, most := cells[i], cells[len(cells)-1]

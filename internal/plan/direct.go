@@ -29,6 +29,16 @@ func directSpec(s *model.Service, f model.Family, slots int) setSpec {
 	return setSpec{Name: "direct" + digit(f) + "/" + s.Name, Key: ruleset.Types{ruleset.Integer}, Verdict: true, Room: 2 * slots}
 }
 
+// roomFor is the size of a map with n listeners: what rarely is another when some come or go,
+// since a map of another size takes all rules, and what they have counted, with it.
+func roomFor(n int) int {
+	room := 1024
+	for room < 4*n {
+		room *= 2
+	}
+	return room
+}
+
 func isDirectMap(name string) bool {
 	return strings.HasPrefix(name, "direct4/") || strings.HasPrefix(name, "direct6/")
 }
@@ -111,6 +121,11 @@ func (p *Plan) directTable(prev *Plan) *ruleset.Table {
 		}
 	}
 	t.Chains = append(t.Chains, chains...)
+	for name, g := range a.use {
+		if strings.HasPrefix(name, "listen") && !g.Range {
+			g.Size = roomFor(g.Len())
+		}
+	}
 	if old := prev.tableOf(ruleset.Netdev); old != nil {
 		a.prev = usageOf(old)
 		for i, c := range t.Chains {
