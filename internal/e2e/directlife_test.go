@@ -352,3 +352,45 @@ func TestDirectNeighbours(t *testing.T) {
 		}
 	}
 }
+
+// TestDirectDrain drains a backend: since nobody remembers connections, all of its flows move
+// at once, and it is done.
+func TestDirectDrain(t *testing.T) {
+	t.Parallel()
+	d := newDirectSite(t, 1, 3)
+	d.write(services(direct("web", 2, []string{"7/udp"}, backendList(on("", d.Backends...)...), "balance: source")))
+	d.setUp("web", 2, "udp")
+	d.start()
+	target := netip.AddrPortFrom(vip(4, 2), 7)
+	first := d.ask(t, d.Clients[0], "udp", target).id
+	for range 5 {
+		if a := d.ask(t, d.Clients[0], "udp", target); a.id != first {
+			t.Errorf("balance: source, and %s and %s answer one client", first, a.id)
+		}
+	}
+	address := map[string]string{}
+	for _, b := range d.Backends {
+		address[b.Name] = b.V4.String()
+	}
+	d.must("drain", "web", address[first])
+	if a := d.ask(t, d.Clients[0], "udp", target); a.id == first {
+		t.Errorf("%s is drained, and answers", first)
+	}
+	await(t, "it is drained", func() bool {
+		for _, b := range d.status("web").Backends {
+			if b.Address == address[first] {
+				return b.State == "drained" && b.Active == nil
+			}
+		}
+		return false
+	})
+	d.must("enable", "web", address[first])
+	await(t, "it is back", func() bool { return d.ask(t, d.Clients[0], "udp", target).id == first })
+	// With nobody left, packets end here.
+	for _, b := range d.Backends {
+		d.must("disable", "web", b.V4.String())
+	}
+	if a, err := d.Clients[0].AskFrom(within(t, silence), "udp", join(d.Clients[0].V4, d.port()), target.String()); err == nil {
+		t.Errorf("all are disabled, and %s answers", a)
+	}
+}

@@ -41,7 +41,7 @@ type ServiceStatus struct {
 	// is no limit.
 	MaxConnections int             `json:"max_connections,omitempty"`
 	Forward        string          `json:"forward"`         // "nat", "direct" or "local"
-	Track          string          `json:"track,omitempty"` // of a local one: "conntrack" or "none"
+	Track          string          `json:"track,omitempty"` // "conntrack" or "none"; left out of one with forward: nat
 	Balance        string          `json:"balance"`         // "" of a local one
 	Listen         []string        `json:"listen"`
 	Backends       []BackendStatus `json:"backends"`
