@@ -200,9 +200,12 @@ func (c *Conn) hasSet(table TableRef, set *ruleset.Set) (bool, error) {
 // CarryCounts makes elements that the delta deletes and adds again start with what they
 // have counted so far: those of a set that is replaced by a larger one, those that get
 // another verdict, those that go to a set of the same Kin, and those of a table that is
-// replaced as a whole, which stay in their set. Only packed elements are looked at. What is
-// counted between this and Apply is lost.
+// replaced as a whole, which stay in their set. Only packed elements are looked at, and
+// counters of rules. What is counted between this and Apply is lost.
 func (c *Conn) CarryCounts(ctx context.Context, d *ruleset.Delta) error {
+	if err := c.carryRules(ctx, d); err != nil {
+		return err
+	}
 	return CarryCounts(ctx, c.Counts, d)
 }
 

@@ -122,8 +122,8 @@ func (r *ruleEnc) meta(key uint32) {
 
 func (r *ruleEnc) counting() {
 	e := r.open("counter")
-	r.w.u64(unix.NFTA_COUNTER_BYTES, 0)
-	r.w.u64(unix.NFTA_COUNTER_PACKETS, 0)
+	r.w.u64(unix.NFTA_COUNTER_BYTES, r.counted.Bytes)
+	r.w.u64(unix.NFTA_COUNTER_PACKETS, r.counted.Packets)
 	r.close(e)
 }
 
@@ -166,6 +166,28 @@ func (c *Conn) RuleCounters(ctx context.Context, table TableRef) (map[string]Cou
 		}
 	}
 	return nil, readErr(err, "the counters of %s", table)
+}
+
+// carryRules makes the rules of chains that the delta loads again begin with what they have
+// counted.
+func (c *Conn) carryRules(ctx context.Context, d *ruleset.Delta) error {
+	for _, td := range d.Tables {
+		if td.Delete || td.Table.Family != ruleset.Netdev || !slices.ContainsFunc(td.AddRules, counts) {
+			continue
+		}
+		var err error
+		if td.Counted, err = c.RuleCounters(ctx, TableRef{td.Table.Family, td.Table.Name}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// counts reports whether a rule of the chain counts.
+func counts(c *ruleset.Chain) bool {
+	return slices.ContainsFunc(c.Rules, func(r ruleset.Rule) bool {
+		return slices.Contains(r.Stmts, ruleset.Stmt(ruleset.Counting{}))
+	})
 }
 
 func addCounters(to map[string]Counter, rule string) {

@@ -99,7 +99,7 @@ func (e *encoder) table(td *ruleset.TableDelta) {
 	}
 	for _, c := range td.AddRules {
 		for i := range c.Rules {
-			e.rule(t, c, i)
+			e.rule(t, c, i, td.Counted[c.Name])
 		}
 	}
 	// Last, because the kernel takes no new base chain after it in one transaction.
@@ -240,12 +240,12 @@ const maxComment = 127
 // udComment is the tag of a comment in nft's user data of rules.
 const udComment = 0
 
-func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int) {
+func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int, counted Counter) {
 	m := message{op: opAddRule, table: t, chain: c, rule: i}
 	at := e.open(m)
 	e.w.str(unix.NFTA_RULE_TABLE, t.Name)
 	e.w.str(unix.NFTA_RULE_CHAIN, c.Name)
-	err := e.w.exprs(t, &c.Rules[i])
+	err := e.w.exprs(t, &c.Rules[i], counted)
 	comment := c.Rules[i].FullComment()
 	if len(comment) > maxComment {
 		err = cmp.Or(err, fmt.Errorf("a comment of %d bytes, where %d are the most", len(comment), maxComment))
@@ -262,10 +262,10 @@ func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int) {
 	}
 }
 
-// exprs writes the attribute of a rule that says what it does.
-func (w *buf) exprs(t *ruleset.Table, rule *ruleset.Rule) error {
+// exprs writes the attribute of a rule that says what it does, and what it has counted so far.
+func (w *buf) exprs(t *ruleset.Table, rule *ruleset.Rule, counted Counter) error {
 	list := w.nest(unix.NFTA_RULE_EXPRESSIONS)
-	r := ruleEnc{w: w, table: t}
+	r := ruleEnc{w: w, table: t, counted: counted}
 	for _, s := range rule.Stmts {
 		r.stmt(s)
 	}

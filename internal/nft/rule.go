@@ -19,6 +19,7 @@ type ruleEnc struct {
 	low     int   // the first free word
 	nfproto uint8 // what the rule has matched so far, 0 for nothing
 	l4proto uint8
+	counted Counter // at which a counter of the rule begins
 	err     error
 }
 

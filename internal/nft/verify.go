@@ -25,7 +25,7 @@ func (v *verifier) same(kernel string, t *ruleset.Table, r *ruleset.Rule) bool {
 		return false
 	}
 	v.w.b = v.w.b[:0]
-	if v.w.exprs(t, r) != nil {
+	if v.w.exprs(t, r, Counter{}) != nil {
 		return false
 	}
 	var ok bool
