@@ -21,9 +21,8 @@ type decoder struct {
 	names    map[string]int // services: name to line
 	lists    map[string]int // blocklists: name to line
 	listens  []listenAt     // of all services
-	ins      []inAt         // entries of in, to be resolved
 	assigns  []assignAt
-	clientIn []inAt
+	clientIn []inAt // entries of in, whose groups may come later
 	devices  []groupDevice
 	edges    edgeReader
 	services bool // the key was there

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"weir/internal/flow"
@@ -124,6 +125,7 @@ func (s *site) whoGets(t *testing.T, client, sink *lab.Host, f model.Family, n i
 	out := make([]int, n)
 	var wg sync.WaitGroup
 	var readErr error
+	var got atomic.Int64
 	wg.Go(func() {
 		for range n {
 			p, hdr, err := seen.Find(t.Context(), func(_ lab.Packet, h lab.Header) bool { return h.Dst.Addr() == vip(f, 2) })
@@ -132,9 +134,13 @@ func (s *site) whoGets(t *testing.T, client, sink *lab.Host, f model.Family, n i
 				return
 			}
 			out[hdr.Src.Port()-firstPort] = owner[p.LinkDst.String()]
+			got.Add(1)
 		}
 	})
 	for i := range n {
+		if i%50 == 49 { // an ordinary user's socket has room for some hundred
+			await(t, "what was sent is seen", func() bool { return got.Load() >= int64(i-49) })
+		}
 		from := netip.AddrPortFrom(addrOf(client, f), uint16(firstPort+i))
 		check(t, client.SendIP(lab.UDPPacket(from, netip.AddrPortFrom(vip(f, 2), 7), nil)))
 	}
