@@ -109,7 +109,7 @@ func (r setupReport) print(w io.Writer, undo bool) error {
 	}
 	var b strings.Builder
 	if undo {
-		fmt.Fprintf(&b, "# No longer %s of service %s. The sysctls go back to Linux's defaults.\nset -e\n%s\n", who, r.Service, strings.Join(r.Undo, "\n"))
+		fmt.Fprintf(&b, "# No longer %s of service %s. Sysctls go back to Linux's defaults: leave them if other\n# services need them.\nset -e\n%s\n", who, r.Service, strings.Join(r.Undo, "\n"))
 	} else {
 		fmt.Fprintf(&b, `# For %s of service %s: it holds the service's addresses, and no neighbour hears of them.
 # As root, in sh. It lasts until the machine is started again.

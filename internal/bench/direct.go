@@ -27,8 +27,8 @@ const (
 	directReturn    = "direct return"
 )
 
-// sizesOfDirect are the numbers of services; the first is measured with a hundred backends, too.
-var sizesOfDirect = []int{1, 1000}
+// mostDirect is how many services are measured at most: each has a table of its own.
+const mostDirect = 1000
 
 // manyBackends is a service of that size.
 const manyBackends = 100
@@ -117,8 +117,10 @@ func (b *bench) directPaths(n *lab.Net) ([]*path, error) {
 		return nil
 	}
 	err = errors.Join(add(plainForwarding, 0, 0), add(plainTracked, 0, 0))
-	for _, services := range sizesOfDirect {
-		err = errors.Join(err, add(directReturn, services, backendsPerService))
+	for _, services := range b.packetSizes {
+		if services <= mostDirect {
+			err = errors.Join(err, add(directReturn, services, backendsPerService))
+		}
 	}
 	return paths, errors.Join(err, add(fmt.Sprintf("%s, %d backends", directReturn, manyBackends), 1, manyBackends))
 }
