@@ -98,11 +98,11 @@ func (e *env) follow(ctx context.Context, t flow.Tuple, o explainOptions) (rep e
 		}
 		defer k.close()
 		k.Blocked = compiled
-		_, delta, err := k.Preview(ctx, cfg)
+		live, delta, err := k.Preview(ctx, cfg)
 		if err != nil {
 			return rep, needsRights(err)
 		}
-		rep.Drift = !delta.Empty()
+		p, rep.Drift = live, !delta.Empty()
 		if env.Dynamic, err = remembered(ctx, k.conn, p); err != nil {
 			return rep, err
 		}
@@ -216,6 +216,12 @@ func conclusion(x plan.Explanation) string {
 		return fmt.Sprintf("=> %s: %s drops it", packet, x.Service)
 	case x.Verdict != string(ruleset.Accepted):
 		return fmt.Sprintf("=> %s: %s refuses it (%s)", packet, x.Service, x.Verdict)
+	}
+	if x.Forward == model.ForwardDirect.String() {
+		if x.Backend == "" {
+			return fmt.Sprintf("=> %s: %s listens there, but the packet does not come in by one of its devices; weir leaves it alone", packet, x.Service)
+		}
+		return fmt.Sprintf("=> %s: %s sends it to %s as it is, which answers %s itself", packet, x.Service, x.Backend, x.Source)
 	}
 	source := "which sees " + x.Source + " as its client"
 	if x.Source == "masquerade" {

@@ -8,6 +8,7 @@ import (
 
 	"weir/internal/engine"
 	"weir/internal/nft"
+	"weir/internal/segment"
 	"weir/internal/vip"
 )
 
@@ -16,6 +17,7 @@ type kernel struct {
 	*engine.Engine
 	conn *nft.Conn
 	keep *vip.Keeper
+	wire *segment.Keeper
 	lock *os.File
 }
 
@@ -39,7 +41,11 @@ func openKernelAs(change bool, who string) (*kernel, error) {
 		return nil, needsRights(err)
 	}
 	k.conn = conn
-	k.Engine = &engine.Engine{Kernel: conn}
+	if k.wire, err = segment.Open(); err != nil {
+		k.close()
+		return nil, err
+	}
+	k.Engine = &engine.Engine{Kernel: conn, Wires: k.wire}
 	if change {
 		if k.keep, err = vip.Open(vip.Options{}); err != nil {
 			k.close()
@@ -54,6 +60,9 @@ func openKernelAs(change bool, who string) (*kernel, error) {
 func (k *kernel) close() {
 	if k.keep != nil {
 		k.keep.Close()
+	}
+	if k.wire != nil {
+		k.wire.Close()
 	}
 	if k.conn != nil {
 		k.conn.Close()

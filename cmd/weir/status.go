@@ -14,6 +14,7 @@ import (
 	"weir/internal/config"
 	"weir/internal/engine"
 	"weir/internal/keep"
+	"weir/internal/model"
 	"weir/internal/plan"
 	"weir/internal/state"
 )
@@ -115,7 +116,7 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 		notes = append(notes, note)
 	}
 	for _, s := range st.Services {
-		active, known := 0, false
+		active, known, first := 0, false, len(rows)
 		for _, b := range s.Backends {
 			state, open := "-", "-"
 			if b.State != "" {
@@ -140,8 +141,14 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 		open = ofMost(open, s.MaxConnections)
 		row(s.Name, "total", "-", "-", "-", open, s.Total, "")
 		if s.Track == "none" { // without conntrack nobody knows what is new
-			for _, r := range rows[len(rows)-1-len(s.Listeners):] {
-				r[5] = "-"
+			unknown := []int{5}
+			if s.Forward == model.ForwardDirect.String() { // and answers do not come by
+				unknown = []int{5, 9, 10}
+			}
+			for _, r := range rows[first:] {
+				for _, i := range unknown {
+					r[i] = "-"
+				}
 			}
 		}
 	}

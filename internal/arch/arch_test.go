@@ -37,6 +37,7 @@ var may = map[string][]string{
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
 	"internal/conntrack":   {"internal/model"},
 	"internal/vip":         {},
+	"internal/segment":     {"internal/model"},
 	"internal/nudge":       {},
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
@@ -62,7 +63,7 @@ var may = map[string][]string{
 	"internal/demo": {"internal/lab"},
 	"cmd/weir": {"internal/api", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
 		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
-		"internal/nudge", "internal/plan", "internal/ruleset", "internal/state",
+		"internal/nudge", "internal/plan", "internal/ruleset", "internal/segment", "internal/state",
 		"internal/tap", "internal/tap/capture", "internal/tap/files", "internal/vip"},
 
 	// Nothing of the product: they look at it from outside.

@@ -63,7 +63,7 @@ type options struct {
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "edge", "blocks", "deaths"}
+var parts = []string{"apply", "packets", "edge", "direct", "blocks", "deaths"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -186,6 +186,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("edge") {
 		if rep.Edge, err = b.edge(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("direct") {
+		if rep.Direct, err = b.direct(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -67,9 +67,9 @@ func TestWholeRun(t *testing.T) {
 		}
 		return rep
 	}
-	rep, more, lists, edge := part("apply"), part("packets"), part("blocks"), part("edge")
-	rep.Packets, rep.Blocks, rep.Edge = more.Packets, lists.Blocks, edge.Edge
-	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes)
+	rep, more, lists, edge, direct := part("apply"), part("packets"), part("blocks"), part("edge"), part("direct")
+	rep.Packets, rep.Blocks, rep.Edge, rep.Direct = more.Packets, lists.Blocks, edge.Edge, direct.Direct
+	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF and large transactions are for root alone, and the report says so
@@ -95,7 +95,10 @@ func TestWholeRun(t *testing.T) {
 	if got := len(rep.Packets); got != packets {
 		t.Errorf("%d rows of packets, want %d", got, packets)
 	}
-	for _, c := range rep.Packets {
+	if got := len(rep.Direct); packets > 0 && got != 2+2+1 {
+		t.Errorf("%d rows of direct return, want %d", got, 2+2+1)
+	}
+	for _, c := range slices.Concat(rep.Packets, rep.Direct) {
 		if c.Problem != "" || c.New.Least <= 0 || c.Established.Least <= 0 || c.Rounds != 1 {
 			t.Errorf("%+v has a hole", c)
 		}

@@ -22,6 +22,7 @@ type Report struct {
 	Apply   []ApplyCell   `json:"apply"`
 	Packets []PacketCell  `json:"packets"`
 	Edge    []EdgeCell    `json:"edge,omitempty"`
+	Direct  []PacketCell  `json:"direct,omitempty"`
 	Blocks  *BlocksReport `json:"blocks,omitempty"`
 	Deaths  []DeathCell   `json:"deaths"`
 	Notes   []string      `json:"notes"`
@@ -39,6 +40,9 @@ func (r *Report) print(w io.Writer) error {
 	}
 	if len(r.Packets) > 0 {
 		r.printPackets(w)
+	}
+	if len(r.Direct) > 0 {
+		r.printDirect(w)
 	}
 	if len(r.Deaths) > 0 {
 		r.printDeaths(w)
@@ -222,6 +226,11 @@ func (r *Report) printAims(w io.Writer) {
 		if len(r.Deaths) > 0 {
 			line(fmt.Sprintf("%s: the last new connection to it within %s", way.name, way.bound),
 				r.death(weirDeath, ways[i].name).Last, millis(way.bound), "ms")
+		}
+	}
+	if len(r.Direct) > 0 {
+		for _, against := range []string{plainForwarding, plainTracked} {
+			line("direct return costs no more than a packet "+against, quotient(r.directLeast(directReturn), r.directLeast(against)), 1, "times")
 		}
 	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {

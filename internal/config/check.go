@@ -39,6 +39,7 @@ func (d *decoder) finish() {
 	}
 	d.checkGroups()
 	d.resolveAssigns()
+	d.resolveIns()
 	d.finishEdge()
 	d.checkOverlap()
 }

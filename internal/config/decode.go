@@ -22,6 +22,7 @@ type decoder struct {
 	lists    map[string]int // blocklists: name to line
 	listens  []listenAt     // of all services
 	assigns  []assignAt
+	clientIn []inAt // entries of in, whose groups may come later
 	devices  []groupDevice
 	edges    edgeReader
 	services bool // the key was there

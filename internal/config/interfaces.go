@@ -78,6 +78,38 @@ func (d *decoder) device(to []string, n yaml.Node, w where) []string {
 	return append(to, s)
 }
 
+// inAt is an entry of the key in of a service.
+type inAt struct {
+	s    *model.Service
+	text string
+	at   yaml.Pos
+	w    where
+}
+
+// resolveIns puts devices in the place of groups.
+func (d *decoder) resolveIns() {
+	for _, a := range d.clientIn {
+		devices, isGroup := d.cfg.Interfaces[a.text]
+		if why := badDevice(a.text); !isGroup && why != "" {
+			d.add(a.at, a.w, a.text, fmt.Sprintf("%s is neither a group of interfaces nor the name of a network device: %s", quote(a.text), why))
+			continue
+		}
+		if !isGroup {
+			devices = []string{a.text}
+		}
+		for _, dev := range devices {
+			switch {
+			case slices.Contains(a.s.In, dev):
+				d.add(a.at, a.w, a.text, fmt.Sprintf("device %s is in this list already", quote(dev)))
+			case dev == "lo":
+				d.add(a.at, a.w, a.text, "packets of the box to itself never go to a backend with forward: direct; want a device by which clients come in")
+			default:
+				a.s.In = append(a.s.In, dev)
+			}
+		}
+	}
+}
+
 // badDevice says why s can not be the name of a network device, "" when it can: what
 // dev_valid_name of net/core/dev.c refuses, and all that is not printable ASCII.
 func badDevice(s string) string {

@@ -52,6 +52,9 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 		marshalLocal(b, s)
 		return
 	}
+	if s.Direct() {
+		fmt.Fprintf(b, "    forward: direct\n    in: %s\n", quotedList(s.In))
+	}
 	if s.Balance != model.RoundRobin {
 		fmt.Fprintf(b, "    balance: %s\n", s.Balance)
 	}

@@ -29,6 +29,9 @@ type serviceReader struct {
 
 	floods floodReader
 
+	backendMax []place // of max_connections of backends
+	inAt       []inAt  // the entries of in
+
 	said []saidKey // the keys, in the order of the text
 }
 
@@ -46,7 +49,7 @@ func (d *decoder) service(w where, n yaml.Node) {
 	r := &serviceReader{decoder: d, w: w, at: n.Pos(), s: &model.Service{}}
 	var has struct{ name, listen, backends bool }
 	for k, v := range n.Pairs() {
-		r.said = append(r.said, saidKey{k.Text(), k.Pos(), r.w.in(k.Text())})
+		r.said = append(r.said, saidKey{k.Text(), k.Pos(), r.w.in(k.Text()), v})
 		switch w := r.w.in(k.Text()); k.Text() {
 		case "name":
 			has.name = true
@@ -83,6 +86,8 @@ func (r *serviceReader) option(k, v yaml.Node, w where) {
 		r.forward(v, w)
 	case "track":
 		r.track(v, w)
+	case "in":
+		r.in(v, w)
 	case "limit":
 		r.limits(v, w)
 	case "syn_proxy":
@@ -304,6 +309,7 @@ func (r *serviceReader) backend(n yaml.Node, w where) {
 			r.broken = r.broken || len(r.problems) > before
 		case "max_connections":
 			b.MaxConnections = int(r.number(v, w, 1, model.MaxConnections))
+			r.backendMax = append(r.backendMax, place{k.Pos(), w})
 		case "backup":
 			b.Backup = r.boolean(v, w)
 			r.unsure = r.unsure || len(r.problems) > before

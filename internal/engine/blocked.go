@@ -25,6 +25,9 @@ type BlockCounters interface {
 // build plans cfg with what is blocked. At the first time it looks how the blocks lie in the
 // kernel, so that what fits well enough stays, with its counters.
 func (e *Engine) build(ctx context.Context, cfg *model.Config) (*plan.Plan, error) {
+	if err := e.wired(cfg); err != nil {
+		return nil, err
+	}
 	if e.fence != nil {
 		return plan.Build(cfg, e.plan), nil
 	}

@@ -128,8 +128,12 @@ func (st *Status) serve(b *book, c plan.Counted, e nft.Elem) {
 	st.Services[service].Total.add(t)
 }
 
-// describeLocal fills in what a service of the box itself has in the place of backends.
+// describeLocal fills in what a service of the box itself has in the place of backends, and
+// that conntrack does not see one with direct return.
 func (ss *ServiceStatus) describeLocal(s *model.Service) {
+	if s.Direct() {
+		ss.Track = "none"
+	}
 	if !s.Local() {
 		return
 	}

@@ -37,6 +37,8 @@ type Kernel interface {
 	Apply(ctx context.Context, d *ruleset.Delta, gen uint32) (uint32, error)
 	// Generation returns the current generation.
 	Generation() (uint32, error)
+	// CarryRules makes rules of d that are loaded again begin with what they have counted.
+	CarryRules(ctx context.Context, d *ruleset.Delta) error
 	Counters
 	BlockCounters
 	// DeleteElements deletes elements of a map that packets fill. One that has gone
@@ -55,7 +57,11 @@ type Addresses interface {
 
 // Tables is the list of tables that are weir's; no other is ever read or touched. The first
 // is that of the services.
-var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable}
+var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable, DirectTable}
+
+// DirectTable sends packets on where they come in. It is there where a service has backends
+// that answer clients themselves.
+var DirectTable = nft.TableRef{Family: ruleset.Netdev, Name: plan.TableName}
 
 // BlocksTable holds the blocklists. It is there where something is blocked.
 var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
@@ -65,6 +71,7 @@ var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
 type Engine struct {
 	Kernel    Kernel
 	Addresses Addresses // nil: addresses are not weir's business
+	Wires     Wires     // nil: the box is taken for what services with direct return need
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
 
@@ -79,7 +86,7 @@ type Engine struct {
 // tables are those that the engine looks after.
 func (e *Engine) tables() []nft.TableRef {
 	if e.fence != nil {
-		return Tables[:1]
+		return []nft.TableRef{Tables[0], DirectTable}
 	}
 	return Tables
 }
@@ -202,6 +209,10 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 			return nil
 		}
 		start := time.Now()
+		if err := e.Kernel.CarryRules(ctx, rep.Delta); err != nil {
+			e.have = nil
+			return fmt.Errorf("read the counters of rules: %w", err)
+		}
 		if err := SettleCounts(ctx, e.Kernel, rep.Delta, next.Blocks); err != nil {
 			// Somebody may have taken sets away: without them there is nothing to read.
 			e.have = nil

@@ -138,7 +138,7 @@ func (f *Fence) reach(ctx context.Context, next *plan.Blocks, expect *ruleset.Ru
 }
 
 func (f *Fence) read(ctx context.Context, expect *ruleset.Ruleset) error {
-	have, gen, err := f.kernel.Read(ctx, Tables[1:], expect)
+	have, gen, err := f.kernel.Read(ctx, []nft.TableRef{BlocksTable}, expect)
 	if err == nil {
 		f.have = have
 		f.turns.set(&f.gen, gen)

@@ -74,6 +74,7 @@ type Loop struct {
 	fencer     *fencer           // has the blocklists read and committed; nil: there are none
 	relisting  <-chan struct{}   // closed when the lists of the last file were tried; nil: there are none
 	repairErr  string            // of the last repair: it has been said
+	wireErr    string            // of the last look at neighbours: it has been said
 	unsaved    bool              // what there is to remember is not on disk
 	saveFailed bool              // and the last try failed: that has been said
 	pause      time.Duration     // before the next try; 0: none failed
@@ -291,7 +292,7 @@ func (l *Loop) foreign(e nft.Event) bool {
 	if e.Lost || len(e.Tables) == 0 || len(e.Tables) >= eventTables {
 		return false
 	}
-	rules := slices.Contains(e.Tables, Tables[0])
+	rules := slices.Contains(e.Tables, Tables[0]) || slices.Contains(e.Tables, DirectTable)
 	blocks := slices.Contains(e.Tables, BlocksTable)
 	if !rules && (l.fencer != nil || !blocks) {
 		l.Engine.Moved(e.Gen)
@@ -341,6 +342,7 @@ func (l *Loop) tick(ctx context.Context) {
 		l.pending = true
 	}
 	l.expire()
+	l.rewire()
 	l.tellLists() // of one that cannot be read, which changes nothing
 	l.keepBook()
 	l.save()

@@ -40,8 +40,8 @@ type ServiceStatus struct {
 	// MaxConnections is how many connections may be open at a time; left out where there
 	// is no limit.
 	MaxConnections int             `json:"max_connections,omitempty"`
-	Forward        string          `json:"forward"`         // "nat" or "local"
-	Track          string          `json:"track,omitempty"` // of a local one: "conntrack" or "none"
+	Forward        string          `json:"forward"`         // "nat", "direct" or "local"
+	Track          string          `json:"track,omitempty"` // "conntrack" or "none"; left out of one with forward: nat
 	Balance        string          `json:"balance"`         // "" of a local one
 	Listen         []string        `json:"listen"`
 	Backends       []BackendStatus `json:"backends"`
@@ -104,6 +104,7 @@ type Counters interface {
 	// Elements calls each for every element of s until it returns false. A set or
 	// table that does not exist is an error that unwraps to ENOENT.
 	Elements(ctx context.Context, t nft.TableRef, s *ruleset.Set, each func(nft.Elem) bool) error
+	RuleCounters
 }
 
 // ReadStatus returns the status of the services of p. A kernel without weir's rules gives
@@ -149,6 +150,9 @@ func readStatus(ctx context.Context, k Counters, cfg *model.Config, p *plan.Plan
 		}
 	}
 	if err := st.readLimits(ctx, k, cfg, p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return st, err
+	}
+	if err := st.readDirect(ctx, k, cfg); err != nil {
 		return st, err
 	}
 	st.Loaded = true

@@ -114,7 +114,7 @@ func (v *View) describe(s *model.Service, live map[Member]int, out []BackendStat
 		if n := sum[b.Family()]; n > 0 {
 			o.Share = float64(states[i].Weight) / float64(n)
 		}
-		if live != nil {
+		if live != nil && !s.Direct() { // of whose connections nobody knows here
 			n := live[m]
 			o.Active = &n
 		}

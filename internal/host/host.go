@@ -30,6 +30,7 @@ var rank = map[Severity]int{Error: 0, Warning: 1, Info: 2}
 const (
 	IPForward      = "ip-forward"        // a sysctl that lets packets through is off
 	NoRoute        = "no-route"          // backends that nothing leads to
+	NotOnSegment   = "not-on-segment"    // backends of direct return that are not on a segment of the box
 	RouteLost      = "route-lost"        // backends that only the default route leads to now
 	DeviceMissing  = "device-missing"    // a device that is needed does not exist
 	DeviceDown     = "device-down"       // it is not set up

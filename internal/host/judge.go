@@ -36,6 +36,7 @@ func Judge(n *Needs, f *Facts) []Finding {
 	}
 	j.forwarding()
 	j.ways()
+	j.direct()
 	j.assigned()
 	j.sources()
 	j.listens()
@@ -99,7 +100,7 @@ func (j *judge) forwarding() {
 func (j *judge) others(f model.Family) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	for i, a := range j.n.Backends {
-		if model.FamilyOf(a) == f && j.elsewhere(i) {
+		if model.FamilyOf(a) == f && j.n.nat[a] && j.elsewhere(i) {
 			out[a] = true
 		}
 	}

@@ -99,6 +99,21 @@ func TestJudge(t *testing.T) {
 			}
 			f.Routes, f.Last = nil, nil
 		}, nil},
+		{"direct return needs no forwarding", func(cfg *model.Config, f *host.Facts) {
+			f.Forward[model.IPv4], f.Forward[model.IPv6] = 0, 0
+			for _, s := range cfg.Services {
+				s.Forward, s.In, s.Source = model.ForwardDirect, []string{"eth0"}, model.SourceNAT{}
+			}
+			f.Routes[2] = f.Routes[0]
+		}, nil},
+		{"direct return to what is on no segment, and from a device that is not there", func(cfg *model.Config, f *host.Facts) {
+			far := cfg.Services[1]
+			far.Forward, far.In, far.Source = model.ForwardDirect, []string{"eth0", "eth9", "eth1"}, model.SourceNAT{}
+			f.Routes[1] = local
+		}, []string{
+			"error device-missing eth9 [far] there is no device eth9: no clients of direct return come in by it (service far)",
+			"error not-on-segment 10.1.1.2 [far] backend 10.1.1.2 is this box itself: direct return reaches backends on a segment of this box alone: its share of the packets is dropped (service far)",
+			"error not-on-segment 10.2.2.1 [far] backend 10.2.2.1 is behind the router 10.1.1.253: direct return reaches backends on a segment of this box alone: its share of the packets is dropped (service far)"}},
 		{"forwarding not readable", func(_ *model.Config, f *host.Facts) { f.Forward = nil }, nil},
 		{"a device that does not forward", func(_ *model.Config, f *host.Facts) { link(f, "eth1").Forward4 = 0 }, []string{
 			"error ip-forward net.ipv4.conf.eth1.forwarding [web far held] net.ipv4.conf.eth1.forwarding is 0: the kernel forwards nothing that comes in by eth1 (services web, far, held); type: sysctl -w net.ipv4.conf.eth1.forwarding=1"}},

@@ -139,17 +139,7 @@ func (j *judge) broken(dev string, v6 bool) string {
 
 func (j *judge) device(t *trouble) {
 	f := Finding{ID: t.id, Severity: Error, Subject: t.dev}
-	switch t.id {
-	case DeviceMissing:
-		f.Found = "there is no device " + t.dev
-	case DeviceDown:
-		f.Found, f.Fix = "device "+t.dev+" is down", "ip link set dev "+Word(t.dev)+" up"
-	case IPv6Disabled:
-		key := deviceKey(6, t.dev, "disable_ipv6")
-		f.Found, f.Fix = key+" is 1", "sysctl -w "+Word(key)+"=0"
-	case NoCarrier:
-		f.Found = "device " + t.dev + " has no carrier: look at the cable, or at what is at its other end"
-	}
+	deviceWords(&f, t.id, t.dev)
 	var means []string
 	if len(t.backends) > 0 {
 		means = append(means, "packets do not reach backends by it")
@@ -159,6 +149,21 @@ func (j *judge) device(t *trouble) {
 	}
 	f.Means = strings.Join(means, ", and ")
 	j.add(f, func(s *model.Service) bool { return t.assigned && withAssign(t.dev)(s) || withBackend(t.backends)(s) })
+}
+
+// deviceWords says of a device what broken found.
+func deviceWords(f *Finding, id, dev string) {
+	switch id {
+	case DeviceMissing:
+		f.Found = "there is no device " + dev
+	case DeviceDown:
+		f.Found, f.Fix = "device "+dev+" is down", "ip link set dev "+Word(dev)+" up"
+	case IPv6Disabled:
+		key := deviceKey(6, dev, "disable_ipv6")
+		f.Found, f.Fix = key+" is 1", "sysctl -w "+Word(key)+"=0"
+	case NoCarrier:
+		f.Found = "device " + dev + " has no carrier: look at the cable, or at what is at its other end"
+	}
 }
 
 // subject is the network that a loss is told of: that of the route that went, else the
@@ -303,7 +308,7 @@ func (j *judge) best(f model.Family) (best Default, ok bool) {
 func (j *judge) uses(f model.Family) bool {
 	for _, s := range j.n.cfg.Services {
 		for _, l := range s.Listen {
-			if l.Family() == f {
+			if l.Family() == f && !s.Direct() {
 				return true
 			}
 		}

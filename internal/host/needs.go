@@ -18,7 +18,8 @@ type Needs struct {
 	Listens  []netip.Addr // listen addresses that weir does not hold, sorted
 	Sources  []netip.Addr // fixed source addresses, sorted
 
-	cfg *model.Config
+	cfg         *model.Config
+	nat, direct map[netip.Addr]bool // backends of services that translate, and that do not
 }
 
 // Held is an address on a device.
@@ -29,9 +30,14 @@ type Held struct {
 
 // NeedsOf returns what cfg asks of a box.
 func NeedsOf(cfg *model.Config) *Needs {
-	n := &Needs{cfg: cfg}
+	n := &Needs{cfg: cfg, nat: map[netip.Addr]bool{}, direct: map[netip.Addr]bool{}}
 	for _, s := range cfg.Services {
 		for _, b := range s.Backends {
+			if s.Direct() {
+				n.direct[b.Addr] = true
+			} else {
+				n.nat[b.Addr] = true
+			}
 			n.Backends = append(n.Backends, b.Addr)
 			if a := s.Source.Addr(b.Family()); s.Source.Mode == model.SourceAddress && a.IsValid() {
 				n.Sources = append(n.Sources, a)

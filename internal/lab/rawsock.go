@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"syscall"
@@ -117,27 +118,32 @@ type Packet struct {
 	Data      []byte // from the network header on
 	EtherType uint16 // 0x0800 IPv4, 0x86dd IPv6, 0x0806 ARP
 	Out       bool   // sent by the host, not received
+
+	LinkDst, LinkSrc net.HardwareAddr // with CaptureFrames alone
 }
 
 // Capture sees what passes one device, from the moment it is made. TCP and UDP
 // checksums may be unfinished, as virtual devices never need them.
 type Capture struct {
-	host *Host
-	sock *rawSock
+	host   *Host
+	sock   *rawSock
+	frames bool // packets come with their link-layer header
 }
 
 // captureBuffer is the size asked for the socket's buffer, in bytes.
 const captureBuffer = 8 << 20
 
 // Capture starts to capture on a device. Close it after use; the Net does otherwise.
-func (h *Host) Capture(dev string) (*Capture, error) {
+func (h *Host) Capture(dev string) (*Capture, error) { return h.capture(dev, unix.SOCK_DGRAM) }
+
+func (h *Host) capture(dev string, typ int) (*Capture, error) {
 	link, release, err := h.device(dev)
 	if err != nil {
 		return nil, err
 	}
 	release()
 	// Protocol 0 until it is bound: else packets of other devices would come first.
-	sock, err := h.rawSocket(unix.AF_PACKET, unix.SOCK_DGRAM, 0, func(fd int) error {
+	sock, err := h.rawSocket(unix.AF_PACKET, typ, 0, func(fd int) error {
 		// Only a wish: the default holds some hundred packets.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureBuffer)
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Attrs().Index})
@@ -145,7 +151,7 @@ func (h *Host) Capture(dev string) (*Capture, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Capture{host: h, sock: sock}
+	c := &Capture{host: h, sock: sock, frames: typ == unix.SOCK_RAW}
 	if err := h.net.own(c); err != nil {
 		sock.file.Close()
 		return nil, err
@@ -171,6 +177,9 @@ func (c *Capture) Next(ctx context.Context) (Packet, error) {
 	p := Packet{Data: buf[:n:n]}
 	if ll, ok := from.(*unix.SockaddrLinklayer); ok {
 		p.EtherType, p.Out = htons(ll.Protocol), ll.Pkttype == unix.PACKET_OUTGOING
+	}
+	if c.frames {
+		p.link()
 	}
 	return p, nil
 }

@@ -10,11 +10,12 @@ type Forward uint8
 
 // The ways.
 const (
-	ForwardNAT   Forward = iota // the destination is rewritten to a backend's
-	ForwardLocal                // a program on this box serves it; there are no backends
+	ForwardNAT    Forward = iota // the destination is rewritten to a backend's
+	ForwardDirect                // backends hold the address themselves, and answer past the box
+	ForwardLocal                 // a program on this box serves it; there are no backends
 )
 
-var forwardNames = [...]string{"nat", "local"}
+var forwardNames = [...]string{"nat", "direct", "local"}
 
 // String returns the word of the configuration file.
 func (f Forward) String() string { return forwardNames[f] }

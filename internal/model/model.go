@@ -42,6 +42,10 @@ type Config struct {
 	Blocklists []*Blocklist        // in file order; names are unique
 	Allow      []netip.Prefix      // masked; never blocked, whatever a list says
 	Egress     []*Pool             // in file order, which is the order of match; names are unique
+
+	// Wires is what the box has for services with ForwardDirect: no part of a file, but seen
+	// before it is planned. nil: not seen, and taken for what such services need.
+	Wires *Wires
 }
 
 // Family is an IP version: 4 or 6.
@@ -257,7 +261,8 @@ type Service struct {
 	Name        string
 	Listen      []Listen // at least one; no two overlap, in this service or another
 	Forward     Forward
-	Untracked   bool // conntrack does not see its packets; ForwardLocal only
+	In          []string // devices by which clients' packets come in, groups resolved; ForwardDirect only
+	Untracked   bool     // conntrack does not see its packets; always with ForwardDirect, never with ForwardNAT
 	Balance     Balance
 	Source      SourceNAT
 	Sticky      time.Duration // 0: off; else idle time after which a client is forgotten
@@ -312,7 +317,7 @@ func (c *Config) Service(name string) *Service {
 
 // Equal reports whether the two services are the same in all that they say.
 func (s *Service) Equal(o *Service) bool {
-	return s.Name == o.Name && s.Forward == o.Forward && s.Untracked == o.Untracked && s.Balance == o.Balance && s.Source == o.Source &&
+	return s.Name == o.Name && s.Forward == o.Forward && slices.Equal(s.In, o.In) && s.Untracked == o.Untracked && s.Balance == o.Balance && s.Source == o.Source &&
 		s.Sticky == o.Sticky && s.WhenAllDown == o.WhenAllDown && s.Assign == o.Assign &&
 		s.SlowStart == o.SlowStart && s.MinHealthy == o.MinHealthy && s.OnDown == o.OnDown && s.MaxConnections == o.MaxConnections &&
 		s.SynProxy == o.SynProxy && slices.Equal(s.Limits, o.Limits) &&

@@ -67,7 +67,7 @@ func (b *Batch) grow(d *ruleset.Delta) {
 
 func (e *encoder) table(td *ruleset.TableDelta) {
 	t := td.Table
-	if t.Family != ruleset.Inet {
+	if !slices.Contains(tableFamilies, t.Family) {
 		e.fail(message{table: t}, fmt.Errorf("family %q is unknown", t.Family))
 		return
 	}
@@ -101,7 +101,7 @@ func (e *encoder) table(td *ruleset.TableDelta) {
 	}
 	for _, c := range td.AddRules {
 		for i := range c.Rules {
-			e.rule(t, c, i)
+			e.rule(t, c, i, td.Counted[c.Name])
 		}
 	}
 	// Last, because the kernel takes no new base chain after it in one transaction.
@@ -157,7 +157,7 @@ func (e *encoder) chain(t *ruleset.Table, c *ruleset.Chain) {
 	e.w.str(unix.NFTA_CHAIN_TABLE, t.Name)
 	e.w.str(unix.NFTA_CHAIN_NAME, c.Name)
 	if c.Base != nil {
-		hook := slices.Index(hooks, c.Base.Hook)
+		hook := hookNumber(t.Family, c.Base)
 		if hook < 0 {
 			e.fail(m, fmt.Errorf("hook %q is unknown", c.Base.Hook))
 		}
@@ -166,6 +166,9 @@ func (e *encoder) chain(t *ruleset.Table, c *ruleset.Chain) {
 		n := e.w.nest(unix.NFTA_CHAIN_HOOK)
 		e.w.u32(unix.NFTA_HOOK_HOOKNUM, uint32(hook))
 		e.w.u32(unix.NFTA_HOOK_PRIORITY, uint32(int32(c.Base.Priority)))
+		if c.Base.Device != "" {
+			e.w.str(unix.NFTA_HOOK_DEV, c.Base.Device)
+		}
 		e.w.close(n)
 	}
 	e.w.end(at)
@@ -243,12 +246,12 @@ const maxComment = 127
 // udComment is the tag of a comment in nft's user data of rules.
 const udComment = 0
 
-func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int) {
+func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int, counted Counter) {
 	m := message{op: opAddRule, table: t, chain: c, rule: i}
 	at := e.open(m)
 	e.w.str(unix.NFTA_RULE_TABLE, t.Name)
 	e.w.str(unix.NFTA_RULE_CHAIN, c.Name)
-	err := e.w.exprs(t, &c.Rules[i])
+	err := e.w.exprs(t, &c.Rules[i], counted)
 	comment := c.Rules[i].FullComment()
 	if len(comment) > maxComment {
 		err = cmp.Or(err, fmt.Errorf("a comment of %d bytes, where %d are the most", len(comment), maxComment))
@@ -265,10 +268,10 @@ func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int) {
 	}
 }
 
-// exprs writes the attribute of a rule that says what it does.
-func (w *buf) exprs(t *ruleset.Table, rule *ruleset.Rule) error {
+// exprs writes the attribute of a rule that says what it does, and what it has counted so far.
+func (w *buf) exprs(t *ruleset.Table, rule *ruleset.Rule, counted Counter) error {
 	list := w.nest(unix.NFTA_RULE_EXPRESSIONS)
-	r := ruleEnc{w: w, table: t}
+	r := ruleEnc{w: w, table: t, counted: counted}
 	for _, s := range rule.Stmts {
 		r.stmt(s)
 	}

@@ -139,7 +139,7 @@ func (c *Conn) probeQueue(form queueForm) error {
 	b.w.end(b.open(message{op: opBegin}))
 	e.tableFlags(message{op: opAddTable, table: table})
 	e.chain(table, chain)
-	e.rule(table, chain, 0)
+	e.rule(table, chain, 0, Counter{})
 	if e.err != nil {
 		return e.err
 	}

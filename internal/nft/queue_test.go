@@ -77,7 +77,7 @@ func TestQueue(t *testing.T) {
 		q := rs.Queue{First: 3, Last: 5, Bypass: true}
 		r := rule("x", q)
 		w := buf{queue: form}
-		if err := w.exprs(want.Tables[0], &r); err != nil {
+		if err := w.exprs(want.Tables[0], &r, Counter{}); err != nil {
 			t.Fatal(err)
 		}
 		ud := "\x00\x02x\x00"
@@ -99,7 +99,7 @@ func TestQueueForms(t *testing.T) {
 		r := rule("", q)
 		native, xt := buf{queue: queueNative}, buf{queue: queueXT}
 		for _, w := range []*buf{&native, &xt} {
-			if err := w.exprs(&rs.Table{}, &r); err != nil {
+			if err := w.exprs(&rs.Table{}, &r, Counter{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -114,7 +114,7 @@ func TestQueueForms(t *testing.T) {
 	}
 	for _, q := range []rs.Queue{{First: 2, Last: 1}, {First: 0, Last: 65535}} {
 		r := rule("", q)
-		if err := new(buf).exprs(&rs.Table{}, &r); err == nil {
+		if err := new(buf).exprs(&rs.Table{}, &r, Counter{}); err == nil {
 			t.Errorf("%+v can be written", q)
 		}
 	}

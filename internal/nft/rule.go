@@ -19,6 +19,7 @@ type ruleEnc struct {
 	low     int   // the first free word
 	nfproto uint8 // what the rule has matched so far, 0 for nothing
 	l4proto uint8
+	counted Counter // at which a counter of the rule begins
 	err     error
 }
 
@@ -81,6 +82,16 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.ctState(s)
 	case ruleset.OnLoopback:
 		r.onLoopback(s)
+	case ruleset.IsEther:
+		r.isEther(s)
+	case ruleset.ToThisHost:
+		r.toThisHost()
+	case ruleset.Whole:
+		r.whole(s)
+	case ruleset.Counting:
+		r.counting()
+	case ruleset.Fwd:
+		r.fwd(s)
 	case ruleset.OutDevice:
 		r.field(ruleset.OIFName, r.alloc(16))
 		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))

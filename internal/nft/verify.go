@@ -25,7 +25,7 @@ func (v *verifier) same(kernel string, t *ruleset.Table, r *ruleset.Rule) bool {
 		return false
 	}
 	v.w.b = v.w.b[:0]
-	if v.w.exprs(t, r) != nil {
+	if v.w.exprs(t, r, Counter{}) != nil {
 		return false
 	}
 	var ok bool
@@ -107,6 +107,8 @@ var meanings = map[string][]exprAttr{
 	"connlimit": {{connlimitCount, number}, {connlimitFlags, number}},
 	"limit": {{unix.NFTA_LIMIT_RATE, number}, {unix.NFTA_LIMIT_UNIT, number}, {unix.NFTA_LIMIT_BURST, number},
 		{unix.NFTA_LIMIT_TYPE, number}, {unix.NFTA_LIMIT_FLAGS, number}},
+	"counter":  {}, // what it has counted is no part of what it does
+	"fwd":      {{fwdSregDev, register}, {fwdSregAddr, register}, {fwdNFProto, number}},
 	"synproxy": {{synproxyMSS, number}, {synproxyWScale, number}, {synproxyFlags, number}},
 	"byteorder": {{unix.NFTA_BYTEORDER_SREG, register}, {unix.NFTA_BYTEORDER_DREG, register}, {unix.NFTA_BYTEORDER_OP, number},
 		{unix.NFTA_BYTEORDER_LEN, number}, {unix.NFTA_BYTEORDER_SIZE, number}},

@@ -221,7 +221,7 @@ func eachRule(t *testing.T, f func(text string, exprs []byte)) {
 		for _, c := range tab.Chains {
 			for i := range c.Rules {
 				var w buf
-				if err := w.exprs(tab, &c.Rules[i]); err != nil {
+				if err := w.exprs(tab, &c.Rules[i], Counter{}); err != nil {
 					t.Fatal(err)
 				}
 				f(c.Rules[i].String(), w.b)

@@ -18,7 +18,7 @@ type Explanation struct {
 	Protocol string `json:"protocol"`
 	// Service is the service that listens there; "" if none does.
 	Service string `json:"service"`
-	// Forward is how the service forwards: "nat" or "local"; "" without a service.
+	// Forward is how the service forwards: "nat", "direct" or "local"; "" without a service.
 	Forward string `json:"forward"`
 	// Access is what the access policy says of the packet; nil where it says nothing.
 	Access *Access `json:"access,omitempty"`
@@ -63,11 +63,15 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	if packet.ToLocal == nil {
 		packet.ToLocal = p.own
 	}
-	trace := p.eval(packet, &env)
 	asked := packet.Dst
 	if packet.Conn != nil {
 		asked = packet.Conn.OrigDst
 	}
+	s := p.listener(asked, packet.Proto)
+	if s != nil && s.Direct() && packet.In == "" && !packet.Local {
+		packet.In = s.In[0]
+	}
+	trace := p.eval(packet, &env)
 	x := Explanation{
 		From: packet.Src.String(), To: packet.Dst.String(), Protocol: packet.Proto.String(),
 		Established: packet.Conn != nil, Verdict: string(trace.Verdict),
@@ -85,7 +89,6 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	if e, ok := p.blocked(packet); ok {
 		x.Blocked = trace.Verdict != ruleset.Accepted && e.Action > blocklist.Count
 	}
-	s := p.listener(asked, packet.Proto)
 	if s == nil {
 		return x
 	}
@@ -100,6 +103,8 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 		}
 	case trace.DNAT.IsValid():
 		x.Backend = trace.DNAT.String()
+	case trace.Fwd.IsValid():
+		x.Backend = trace.Fwd.String()
 	}
 	switch {
 	case trace.Masquerade:

@@ -29,6 +29,9 @@ func countedListeners(name string, f model.Family) setSpec {
 // serves them, and with drop those by which packets to them are let in.
 func (u *unit) admit(drop bool) {
 	s := u.service
+	if s.Direct() {
+		return // its packets are gone before
+	}
 	for _, f := range s.Families() {
 		var specs []setSpec
 		switch {

@@ -62,7 +62,7 @@ func Cuts(cfg *model.Config, l Login) string {
 	x := p.Explain(packet, ruleset.Env{})
 	what := fmt.Sprintf("your SSH session, from %s to %s", l.Client.Addr(), l.Server)
 	switch {
-	case x.Service != "" && x.Forward == model.ForwardNAT.String():
+	case x.Service != "" && x.Forward != model.ForwardLocal.String() && (x.Forward == model.ForwardNAT.String() || x.Backend != ""):
 		return fmt.Sprintf("a new login as by %s, would go to service %s", what, x.Service)
 	case x.Verdict != string(ruleset.Accepted):
 		by := ""

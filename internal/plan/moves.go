@@ -66,7 +66,7 @@ type poolKey struct {
 type slotChange struct{ del, add map[string]string }
 
 func collect(changes map[poolKey]*slotChange, c *ruleset.ElemChange, side func(*slotChange) map[string]string) {
-	if !isSlotMap(c.Set.Name) {
+	if !isSlotMap(c.Set.Name) && !isDirectMap(c.Set.Name) {
 		return
 	}
 	for _, e := range c.Elems {
@@ -75,7 +75,7 @@ func collect(changes map[poolKey]*slotChange, c *ruleset.ElemChange, side func(*
 		if changes[k] == nil {
 			changes[k] = &slotChange{map[string]string{}, map[string]string{}}
 		}
-		side(changes[k])[e.Key] = e.Data
+		side(changes[k])[e.Key] = e.Data + e.Jump.Chain
 	}
 }
 
@@ -98,7 +98,11 @@ func (p *Pool) move(c *slotChange) Move {
 		} else {
 			m.Removed++
 		}
-		gone[addrOf(old, p.Family)] = true
+		if p.Service.Direct() {
+			gone[backendOf(old)] = true
+		} else {
+			gone[addrOf(old, p.Family)] = true
+		}
 	}
 	m.Added = len(c.add) - m.Moved
 	m.Moved, m.Added, m.Removed = m.Moved/perSlot, m.Added/perSlot, m.Removed/perSlot
@@ -123,7 +127,7 @@ func removedServices(p *Plan, d *ruleset.Delta) []Move {
 	for _, td := range d.Tables {
 		for _, c := range td.DelChains {
 			parts := strings.Split(c.Name, "/")
-			if len(parts) != 4 || parts[0] != "service" || p.Config.Service(parts[1]) != nil {
+			if len(parts) < 3 || parts[0] != "service" || p.Config.Service(parts[1]) != nil {
 				continue
 			}
 			m := Move{Service: parts[1], Family: model.IPv4}

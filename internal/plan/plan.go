@@ -68,6 +68,9 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	table.Sets = a.finish()
 	table.Chains = append(slices.Clip(p.base), a.chains...)
 	p.Ruleset = &ruleset.Ruleset{Tables: []*ruleset.Table{table}}
+	if t := p.directTable(prev); t != nil {
+		p.Ruleset.Tables = append(p.Ruleset.Tables, t)
+	}
 	return p
 }
 
@@ -212,6 +215,11 @@ func (a *assembly) finish() []*ruleset.Set {
 			}
 		}
 	}
+	return a.sorted()
+}
+
+// sorted returns the sets by name, those that are as before as they were.
+func (a *assembly) sorted() []*ruleset.Set {
 	out := make([]*ruleset.Set, 0, len(a.use))
 	for name, g := range a.use {
 		if old := a.prev[name]; old != nil && slices.Equal(old.Parts, g.Parts) && old.SameSpec(g.Set) {

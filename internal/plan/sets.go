@@ -30,12 +30,13 @@ type setSpec struct {
 	Timeout bool
 	Counter bool
 	Size    int // of a dynamic set; 0 for one that weir fills
+	Room    int // of a set that weir fills: it is a hash of fixed size then, which is faster
 }
 
 func (s setSpec) set() *ruleset.Set {
 	return &ruleset.Set{
 		Name: s.Name, Key: s.Key, Data: s.Data, Verdict: s.Verdict, Range: s.Range,
-		Timeout: s.Timeout, Counter: s.Counter, Size: s.Size, Dynamic: s.Size > 0,
+		Timeout: s.Timeout, Counter: s.Counter, Size: s.Size + s.Room, Dynamic: s.Size > 0,
 	}
 }
 

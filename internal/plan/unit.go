@@ -31,9 +31,11 @@ type Pool struct {
 	// what remembers a client must remember the port as well.
 	port uint16
 
-	kind  kind
+	kind  kind // of no meaning with ForwardDirect
 	group int
 	slots setSpec // the declaration of SlotMap
+
+	direct *ruleset.Part // with ForwardDirect: the slots
 }
 
 // setPart is a service's share of a set.
@@ -57,6 +59,10 @@ func newUnit(s *model.Service, pl place, seed uint32) *unit {
 	u := &unit{service: s, place: pl, parts: make([]setPart, 0, 4)}
 	if s.Local() {
 		return u // admit adds what there is
+	}
+	if s.Direct() {
+		u.direct()
+		return u
 	}
 	for _, f := range s.Families() {
 		p := newPool(s, f, pl)

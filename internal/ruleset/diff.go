@@ -30,6 +30,9 @@ type TableDelta struct {
 	AddSets   []*Set
 	AddElems  []*ElemChange
 	AddRules  []*Chain // chains that get all of their Rules
+	// Counted is what the rules of chains that are loaded again have counted so far, by chain; a
+	// driver fills it in.
+	Counted map[string]Count
 
 	Wake bool // the table is switched off and has to be switched on
 }

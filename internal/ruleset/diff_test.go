@@ -445,7 +445,7 @@ func TestDiffWakes(t *testing.T) {
 		{"a chain too many", func(t *Table) { t.Chains = append(t.Chains, &Chain{Name: "x"}) },
 			"1 table switched on, 1 chain deleted", false},
 		{"a base chain too many", func(t *Table) {
-			t.Chains = append(t.Chains, &Chain{Name: "x", Base: &Base{"filter", Input, 7}})
+			t.Chains = append(t.Chains, &Chain{Name: "x", Base: &Base{Type: "filter", Hook: Input, Priority: 7}})
 		}, "", true},
 	} {
 		d := off(c.change)
@@ -473,7 +473,7 @@ func TestDeltaGolden(t *testing.T) {
 	tab.Chains = slices.DeleteFunc(tab.Chains, func(c *Chain) bool { return c.Name == "service/web/ip6/tcp" })
 	tab.Chain("prerouting").Rules = tab.Chain("prerouting").Rules[:2]
 	tab.Chain("output").Rules = tab.Chain("output").Rules[:2]
-	tab.Chains = append(tab.Chains, &Chain{Name: "late", Base: &Base{"filter", Input, 7}, Rules: []Rule{{Stmts: []Stmt{Verdict{Kind: AcceptPacket}}}}})
+	tab.Chains = append(tab.Chains, &Chain{Name: "late", Base: &Base{Type: "filter", Hook: Input, Priority: 7}, Rules: []Rule{{Stmts: []Stmt{Verdict{Kind: AcceptPacket}}}}})
 	d := Diff(fixture(), b)
 	mustApply(t, fixture(), b, d)
 	golden(t, "delta.nft", "# "+d.Summary()+"\n"+d.String())

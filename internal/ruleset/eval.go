@@ -84,6 +84,7 @@ type Trace struct {
 	Queued     bool           // user space was asked
 	// Mark and ConnMark are what the marks are in the end.
 	Mark, ConnMark uint32
+	Fwd            netip.Addr // whose neighbour the frame was sent to as it is; invalid if it was not
 }
 
 // Found is an element of a set that a rule looked for and found.
@@ -197,7 +198,7 @@ func (w *walk) firstHooks() []Hook {
 	if w.p.Local {
 		return []Hook{Output}
 	}
-	return []Hook{Prerouting}
+	return []Hook{Ingress, Prerouting}
 }
 
 // lastHooks decides, as routing does, by the destination after its translation. A packet
@@ -232,10 +233,16 @@ func (w *walk) hook(h Hook) bool {
 			continue
 		}
 		for _, c := range s.chains {
+			if c.chain.Base.Device != "" && c.chain.Base.Device != w.p.In {
+				continue
+			}
 			if w.run(c.table, c.chain, 1) == stopped {
 				return false
 			}
 		}
+	}
+	if h == Ingress {
+		return true // conntrack comes later
 	}
 	w.tracked = !w.untracked
 	return true

@@ -75,7 +75,7 @@ func TestEvalChains(t *testing.T) {
 		{"a chain that is not there drops", map[string]string{"base": "a jump:x b"}, "a", Dropped},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tr := program(Base{"filter", Prerouting, 0}, c.chains).
+			tr := program(Base{Type: "filter", Hook: Prerouting, Priority: 0}, c.chains).
 				Eval(packet("203.0.113.9:1", "198.51.100.10:80", model.TCP), nil)
 			mustEqual(t, "marks", marks(tr), c.want)
 			mustEqual(t, "verdict", tr.Verdict, c.verdict)
@@ -90,7 +90,7 @@ func TestEvalPriorities(t *testing.T) {
 		part(Element{Key: keyOf(uint32(0)), Data: keyOf("10.0.0.1")}, Element{Key: keyOf(uint32(1)), Data: keyOf("10.0.0.2")})}}
 	dnat := func(n uint32) Stmt { return DNAT{Family: model.IPv4, To: MapGet{Key{Const(n)}, "m"}} }
 	base := func(name, typ string, prio int, stmts ...Stmt) *Chain {
-		return &Chain{Name: name, Base: &Base{typ, Prerouting, prio}, Rules: []Rule{{Stmts: stmts}}}
+		return &Chain{Name: name, Base: &Base{Type: typ, Hook: Prerouting, Priority: prio}, Rules: []Rule{{Stmts: stmts}}}
 	}
 	r := &Ruleset{Tables: []*Table{{Family: Inet, Name: "weir", Sets: []*Set{set}, Chains: []*Chain{
 		base("late", "filter", -99, StatusDNAT{}, Verdict{Kind: AcceptPacket}),
@@ -124,7 +124,7 @@ func TestEvalFieldsOfOtherFamily(t *testing.T) {
 		}{{p4, f.v4, true}, {p4, f.v6, false}, {p6, f.v4, false}, {p6, f.v6, true}} {
 			r := &Ruleset{Tables: []*Table{{Family: Inet, Name: "weir",
 				Sets: []*Set{{Name: "s", Key: Types{c.f.Type()}, Dynamic: true}},
-				Chains: []*Chain{{Name: "c", Base: &Base{"filter", Prerouting, 0},
+				Chains: []*Chain{{Name: "c", Base: &Base{Type: "filter", Hook: Prerouting, Priority: 0},
 					Rules: []Rule{{Stmts: []Stmt{Update{Set: "s", Key: Key{c.f}}}}}}}}}}
 			tr := r.Eval(c.p, nil)
 			mustEqual(t, fmt.Sprintf("%s of %s", Key{c.f}, c.p.Src), len(tr.Updates) == 1, c.want)

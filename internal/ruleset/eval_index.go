@@ -50,7 +50,7 @@ func NewEvaluator(r *Ruleset) *Evaluator {
 			}
 		}
 	}
-	for _, h := range []Hook{Prerouting, Input, Forward, Output, Postrouting} {
+	for _, h := range []Hook{Ingress, Prerouting, Input, Forward, Output, Postrouting} {
 		ev.hooks[h] = stages(h, bases[h])
 	}
 	return ev
@@ -87,7 +87,7 @@ func stages(h Hook, bases []baseChain) []stage {
 			out = append(out, stage{priority: b.chain.Base.Priority, chains: []baseChain{b}})
 		}
 	}
-	if h == Forward {
+	if h == Forward || h == Ingress {
 		return out // nothing is translated there
 	}
 	at := len(out)

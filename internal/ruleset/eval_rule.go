@@ -130,6 +130,16 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.outDevice(s)
 	case RateUnder:
 		return x.rateUnder(s)
+	case IsEther:
+		return x.family(s.Family)
+	case ToThisHost:
+		return x.hold("the frame is addressed to this box")
+	case Whole:
+		return x.hold("the packet is taken for no fragment")
+	case Counting:
+		return x.hold("counted")
+	case Fwd:
+		return x.fwd(s)
 	case NotInSet:
 		return x.notInSet(s)
 	case IsSYN:

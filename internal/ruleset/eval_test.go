@@ -85,7 +85,7 @@ func TestEvalHooks(t *testing.T) {
 	for _, h := range []Hook{Postrouting, Forward, Input, Output, Prerouting} {
 		for _, prio := range []int{50, -300, 0} {
 			r.Tables[0].Chains = append(r.Tables[0].Chains, &Chain{
-				Name: fmt.Sprintf("%s%+d", h, prio), Base: &Base{"filter", h, prio}, Rules: []Rule{{}}})
+				Name: fmt.Sprintf("%s%+d", h, prio), Base: &Base{Type: "filter", Hook: h, Priority: prio}, Rules: []Rule{{}}})
 		}
 	}
 	for _, c := range []struct {
@@ -144,7 +144,7 @@ func TestEvalHashOfOneField(t *testing.T) {
 	}
 	ev := func(f Field) *Evaluator {
 		return NewEvaluator(&Ruleset{Tables: []*Table{{Family: Inet, Name: "weir", Sets: []*Set{set}, Chains: []*Chain{{
-			Name: "p", Base: &Base{"nat", Prerouting, -100},
+			Name: "p", Base: &Base{Type: "nat", Hook: Prerouting, Priority: -100},
 			Rules: []Rule{{Stmts: []Stmt{DNAT{Family: model.IPv4, To: MapGet{Key{Hash{Key{f}, 64, seed, 0}}, "m"}}}}},
 		}}}}})
 	}
@@ -215,7 +215,7 @@ func TestEvalLimit(t *testing.T) {
 func TestEvalUpdateIsSeen(t *testing.T) {
 	m := &Set{Name: "m", Key: Types{IPv4Addr}, Data: Types{IPv4Addr}, Dynamic: true}
 	table := &Table{Family: Inet, Name: "weir", Sets: []*Set{m}, Chains: []*Chain{{
-		Name: "p", Base: &Base{"nat", Prerouting, -100},
+		Name: "p", Base: &Base{Type: "nat", Hook: Prerouting, Priority: -100},
 		Rules: []Rule{
 			{Stmts: []Stmt{Update{Set: "m", Key: Key{IPSaddr}, Data: IPDaddr}}},
 			{Stmts: []Stmt{Update{Set: "m", Key: Key{IPSaddr}, Data: IPSaddr}}},

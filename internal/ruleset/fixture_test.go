@@ -163,15 +163,15 @@ func fixtureBases() []*Chain {
 	}
 	arrive := rule("", nil, StatusDNAT{}, Verdict{JumpTo, "new"})
 	return []*Chain{
-		{Name: "early", Base: &Base{"filter", Output, -300}, Rules: []Rule{
+		{Name: "early", Base: &Base{Type: "filter", Hook: Output, Priority: -300}, Rules: []Rule{
 			rule("a nudge", tcp4, NoSYN{}, InSet{Key{IPDaddr, DPort, IPSaddr, SPort}, "resets4"}, Notrack{})}},
-		{Name: "prerouting", Base: &Base{"nat", Prerouting, -100}, Rules: find},
-		{Name: "output", Base: &Base{"nat", Output, -100}, Rules: find},
-		{Name: "input", Base: &Base{"nat", Input, 100}, Rules: []Rule{arrive}},
-		{Name: "postrouting", Base: &Base{"nat", Postrouting, 100}, Rules: []Rule{
+		{Name: "prerouting", Base: &Base{Type: "nat", Hook: Prerouting, Priority: -100}, Rules: find},
+		{Name: "output", Base: &Base{Type: "nat", Hook: Output, Priority: -100}, Rules: find},
+		{Name: "input", Base: &Base{Type: "nat", Hook: Input, Priority: 100}, Rules: []Rule{arrive}},
+		{Name: "postrouting", Base: &Base{Type: "nat", Hook: Postrouting, Priority: 100}, Rules: []Rule{
 			arrive, rule("", nil, StatusDNAT{}, Verdict{GotoChain, "leave"})}},
-		{Name: "count-in", Base: &Base{"filter", Input, 99}, Rules: count},
-		{Name: "count-post", Base: &Base{"filter", Postrouting, 99}, Rules: count},
+		{Name: "count-in", Base: &Base{Type: "filter", Hook: Input, Priority: 99}, Rules: count},
+		{Name: "count-post", Base: &Base{Type: "filter", Hook: Postrouting, Priority: 99}, Rules: count},
 	}
 }
 

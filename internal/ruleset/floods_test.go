@@ -39,12 +39,12 @@ func TestFloodEval(t *testing.T) {
 	r := &Ruleset{Tables: []*Table{{Family: Inet, Name: "weir",
 		Sets: []*Set{floodSet("buckets", IPv4Addr), floodSet("full")},
 		Chains: []*Chain{
-			{Name: "early", Base: &Base{"filter", Prerouting, -300}, Rules: []Rule{
+			{Name: "early", Base: &Base{Type: "filter", Hook: Prerouting, Priority: -300}, Rules: []Rule{
 				{Comment: "SYN", Stmts: []Stmt{IsProto(model.TCP), IsSYN{}, Notrack{}}},
 				{Comment: "rate", Stmts: []Stmt{IsFamily(model.IPv4), RateUnder{"buckets", key, 50, time.Second, 100, time.Second}, Verdict{Kind: ReturnBack}}},
 				{Comment: "room", Stmts: []Stmt{IsFamily(model.IPv4), NotInSet{key, "buckets"}, Update{Set: "full", Key: key[:2]}}},
 			}},
-			{Name: "proxy", Base: &Base{"filter", Forward, -10}, Rules: []Rule{
+			{Name: "proxy", Base: &Base{Type: "filter", Hook: Forward, Priority: -10}, Rules: []Rule{
 				{Comment: "proxy", Stmts: []Stmt{CtState{New | Untracked}, IsProto(model.TCP), SynProxy{1460, 7}}},
 			}},
 		}}}}

@@ -143,7 +143,7 @@ func genRuleset(t *rapid.T) *Ruleset {
 func genChain(t *rapid.T, sets []*Set, i int, later []int) *Chain {
 	c := &Chain{Name: fmt.Sprintf("chain%d", i)}
 	if i < 2 {
-		c.Base = rapid.SampledFrom([]*Base{nil, {"filter", Prerouting, 0}, {"filter", Prerouting, 5}, {"nat", Output, -100}}).Draw(t, "base")
+		c.Base = rapid.SampledFrom([]*Base{nil, {Type: "filter", Hook: Prerouting}, {Type: "filter", Hook: Prerouting, Priority: 5}, {Type: "nat", Hook: Output, Priority: -100}}).Draw(t, "base")
 	}
 	var callees []string
 	if i < genChains-2 {

@@ -4,7 +4,10 @@ package ruleset
 type Family string
 
 // The families in use.
-const Inet Family = "inet"
+const (
+	Inet   Family = "inet"
+	Netdev Family = "netdev" // packets as a device hands them over, before routing and conntrack
+)
 
 // Ruleset is everything that weir owns in the kernel, or wants to.
 type Ruleset struct {
@@ -58,6 +61,7 @@ const (
 	Forward     Hook = "forward"
 	Output      Hook = "output"
 	Postrouting Hook = "postrouting"
+	Ingress     Hook = "ingress" // of one device, in tables of the family netdev alone
 )
 
 // Base makes a chain a base chain. Its policy is always accept.
@@ -65,6 +69,7 @@ type Base struct {
 	Type     string // "nat" or "filter"
 	Hook     Hook
 	Priority int
+	Device   string // whose packets come by; "" but for Ingress
 }
 
 // Chain is a list of rules. A chain is immutable once it is part of a ruleset: Diff

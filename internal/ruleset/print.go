@@ -56,7 +56,11 @@ func (c *Chain) print(b *strings.Builder) {
 
 // String returns the line that makes a chain a base chain.
 func (b *Base) String() string {
-	return fmt.Sprintf("type %s hook %s priority %d; policy accept;", b.Type, b.Hook, b.Priority)
+	device := ""
+	if b.Device != "" {
+		device = ` device "` + b.Device + `"`
+	}
+	return fmt.Sprintf("type %s hook %s%s priority %d; policy accept;", b.Type, b.Hook, device, b.Priority)
 }
 
 // word returns "map" or "set".
@@ -290,6 +294,8 @@ func stmtText(s Stmt) string {
 		return `oifname "` + s.Name + `"`
 	case InDevice:
 		return `iifname "` + s.Name + `"`
+	case IsEther, ToThisHost, Whole, Counting, Fwd:
+		return directText(s)
 	case RateUnder:
 		return s.text()
 	case NotInSet:

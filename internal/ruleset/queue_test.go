@@ -43,14 +43,14 @@ func TestQueueEval(t *testing.T) {
 		},
 		Chains: []*Chain{
 			{Name: "mark/1", Rules: []Rule{{Comment: "save", Stmts: []Stmt{SetMark{conn, 0x10000}}}}},
-			{Name: "early", Base: &Base{"filter", Prerouting, -300}, Rules: []Rule{
+			{Name: "early", Base: &Base{Type: "filter", Hook: Prerouting, Priority: -300}, Rules: []Rule{
 				{Comment: "early", Stmts: []Stmt{MarkIs{Mark: conn}}}}},
-			{Name: "steer", Base: &Base{"filter", Prerouting, -150}, Rules: []Rule{
+			{Name: "steer", Base: &Base{Type: "filter", Hook: Prerouting, Priority: -150}, Rules: []Rule{
 				{Comment: "ask", Stmts: []Stmt{MarkIs{Mark: conn}, Queue{Bypass: true}}},
 				{Comment: "known", Stmts: []Stmt{MarkIs{Mark: conn, Not: true}}}}},
-			{Name: "save", Base: &Base{"filter", Prerouting, -140}, Rules: []Rule{
+			{Name: "save", Base: &Base{Type: "filter", Hook: Prerouting, Priority: -140}, Rules: []Rule{
 				{Comment: "look", Stmts: []Stmt{MarkIs{Mark: conn}, VMap{Key{packet}, "marks"}}}}},
-			{Name: "nat", Base: &Base{"nat", Prerouting, -100}, Rules: []Rule{
+			{Name: "nat", Base: &Base{Type: "nat", Hook: Prerouting, Priority: -100}, Rules: []Rule{
 				{Comment: "to", Stmts: []Stmt{DNAT{Family: model.IPv4, To: MapGet{Key{conn}, "to"}}}}}},
 		}}}}
 	answer := func(a Answer) *Env {

@@ -71,8 +71,8 @@ func checkService(s *model.Service) error {
 		}
 		return nil
 	}
-	if s.Untracked {
-		return fmt.Errorf("is translated and not tracked")
+	if err := checkDirect(s); err != nil {
+		return err
 	}
 	if err := checkBackends(s); err != nil {
 		return err

@@ -29,6 +29,14 @@ func (k *Kernel) Counts(ctx context.Context, ref nft.TableRef, s *ruleset.Set, p
 	return ctx.Err()
 }
 
+// RuleCounters returns nothing: no packet passes here.
+func (k *Kernel) RuleCounters(ctx context.Context, _ nft.TableRef) (map[string]nft.Counter, error) {
+	return map[string]nft.Counter{}, ctx.Err()
+}
+
+// CarryRules has nothing to do.
+func (k *Kernel) CarryRules(ctx context.Context, _ *ruleset.Delta) error { return ctx.Err() }
+
 // Declarations returns the sets of a table without their elements.
 func (k *Kernel) Declarations(ctx context.Context, ref nft.TableRef) ([]*ruleset.Set, error) {
 	k.mu.Lock()
