@@ -75,13 +75,16 @@ type Trace struct {
 	// Masquerade says that the source becomes the outgoing interface's address, which a
 	// ruleset does not know: Src and Conn go on with the address from before.
 	Masquerade bool
-	Src, Dst   netip.AddrPort // the packet as it leaves, or was when it was refused
-	Conn       Conn           // its connection from then on
-	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
-	Counts     []ElemUpdate   // where the rules counted the connection; no data
-	Found      []Found        // the elements of other sets that matched
-	Proxied    bool           // a SYN proxy took the packet
-	Queued     bool           // user space was asked
+	// Ports are those of which the kernel gives one to the connection; zero where the rules
+	// left that open. Src and Conn go on with one of them.
+	Ports    model.PortRange
+	Src, Dst netip.AddrPort // the packet as it leaves, or was when it was refused
+	Conn     Conn           // its connection from then on
+	Updates  []ElemUpdate   // what the rules did to dynamic sets and maps
+	Counts   []ElemUpdate   // where the rules counted the connection; no data
+	Found    []Found        // the elements of other sets that matched
+	Proxied  bool           // a SYN proxy took the packet
+	Queued   bool           // user space was asked
 	// Mark and ConnMark are what the marks are in the end.
 	Mark, ConnMark uint32
 	Fwd            netip.Addr // whose neighbour the frame was sent to as it is; invalid if it was not
