@@ -101,6 +101,8 @@ func full() *rs.Ruleset {
 	floodSets, floodChains := floodFixture()
 	t.Sets = append(append(t.Sets, sets...), floodSets...)
 	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
+	times, hygieneChains := hygieneFixture()
+	t.Timeouts, t.Chains = times, append(t.Chains, hygieneChains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

@@ -134,6 +134,14 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.isSYN()
 	case SynProxy:
 		return x.synProxy(s)
+	case SetTimeouts:
+		return x.setTimeouts(s)
+	case ClampMSS:
+		return x.clampMSS()
+	case SourceKept:
+		return x.sourceKept()
+	case CameIn:
+		return x.cameIn()
 	case InSet:
 		return x.inSet(s)
 	case VMap:

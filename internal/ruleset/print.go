@@ -26,6 +26,11 @@ func (r *Ruleset) String() string {
 func (t *Table) print(b *strings.Builder) {
 	fmt.Fprintf(b, "table %s %s {\n", t.Family, t.Name)
 	sep := ""
+	for _, o := range t.Timeouts {
+		b.WriteString(sep)
+		sep = "\n"
+		o.print(b)
+	}
 	for _, s := range t.Sets {
 		b.WriteString(sep)
 		sep = "\n"
@@ -288,6 +293,14 @@ func stmtText(s Stmt) string {
 		return "tcp flags & (fin | syn | rst | ack) == syn"
 	case SynProxy:
 		return s.text()
+	case SetTimeouts:
+		return `ct timeout set "` + s.Name + `"`
+	case ClampMSS:
+		return "tcp option maxseg size set rt mtu"
+	case SourceKept:
+		return "ct status & snat == 0"
+	case CameIn:
+		return "meta iif != 0"
 	case InSet:
 		return s.Key.String() + " @" + s.Set
 	case VMap:
