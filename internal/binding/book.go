@@ -20,6 +20,9 @@ type Book struct {
 	open   map[conn]state
 	used   map[use]bool // blocks that were written
 	unsure int          // open connections whose end the kernel may not tell
+	sure   time.Time    // when all that is open was surely there
+	block  BlockOf
+	told   map[string]string // the line about the blocks of each pool
 }
 
 type poolRange struct {
@@ -172,7 +175,7 @@ func (b *Book) Begin(at time.Time, f *conntrack.Flow, emit func(Line)) {
 		c := connOf(f)
 		if old, ok := b.open[c]; ok { // its end was not heard
 			b.close(c, old)
-			emit(c.ended(at, old, at))
+			emit(c.ended(at, old, b.surely(old)))
 		}
 		b.put(c, state{p.Name, at, true})
 		emit(c.line(at, Start, p.Name))
@@ -263,16 +266,25 @@ func (b *Book) Compare(at time.Time, dump func(func(conntrack.Flow) bool) error,
 // Ended says that the end of a connection was heard after the dump.
 func (d *Compared) Ended(f *conntrack.Flow) { delete(d.fresh, connOf(f)) }
 
-// Settle writes what is left of the differences once all that was to be heard is. after is
-// when the connections that are gone were surely there last.
-func (b *Book) Settle(at, after time.Time, d Compared, emit func(Line)) {
+// surely returns when an open connection was surely there last.
+func (b *Book) surely(s state) time.Time {
+	if s.start.After(b.sure) {
+		return s.start
+	}
+	return b.sure
+}
+
+// Settle writes what is left of the differences once all that was to be heard is. at is when
+// the dump began.
+func (b *Book) Settle(at time.Time, d Compared, emit func(Line)) {
 	slices.SortFunc(d.gone, compareConns)
 	for _, c := range d.gone {
-		if s, ok := b.open[c]; ok && !s.start.After(after) {
+		if s, ok := b.open[c]; ok && !s.start.After(at) {
 			b.close(c, s)
-			emit(c.ended(at, s, after))
+			emit(c.ended(at, s, b.surely(s)))
 		}
 	}
+	b.sure = at
 	fresh := make([]conn, 0, len(d.fresh))
 	for c := range d.fresh {
 		fresh = append(fresh, c)
@@ -293,9 +305,10 @@ func compareConns(x, y conn) int {
 		cmp.Compare(x.inside.port, y.inside.port))
 }
 
-// Resume takes over connections that were open when a log ended. What the book has heard of
-// since stays; ended are those whose end was heard since.
-func (b *Book) Resume(open map[conn]state, ended map[conn]bool) {
+// Resume takes over connections that were open when a log ended, at. What the book has heard
+// of since stays; ended are those whose end was heard since.
+func (b *Book) Resume(at time.Time, open map[conn]state, ended map[conn]bool) {
+	b.sure = at
 	for c, s := range open {
 		if _, known := b.open[c]; !known && !ended[c] {
 			b.put(c, s)
@@ -303,10 +316,10 @@ func (b *Book) Resume(open map[conn]state, ended map[conn]bool) {
 	}
 }
 
-// Snapshot writes what a new file begins with: all blocks and all that is open.
+// Snapshot writes all that is open, and all parameters of blocks.
 func (b *Book) Snapshot(at time.Time, emit func(Line)) {
-	b.used = nil // each file says which blocks are in use
-	emit(Line{Time: at, Event: File, Lines: len(b.blocks) + len(b.open)})
+	b.used = nil // what follows says which blocks are in use
+	emit(Line{Time: at, Event: All, Lines: len(b.blocks) + len(b.open)})
 	b.tellBlocks(at, emit)
 	for c, s := range b.open {
 		l := c.line(at, Open, s.pool)

@@ -16,7 +16,7 @@ const (
 	End    = "end"    // it ended; between After and Time, where the end was not heard
 	Blocks = "blocks" // from now on a pool gives its clients blocks of ports, by these parameters
 	Block  = "block"  // a client uses its block, for the first time in this file
-	File   = "file"   // a new file begins, with Lines lines of what there is
+	All    = "all"    // the next Lines lines are all that is open, and all parameters of blocks
 	Watch  = "watch"  // weir begins to watch
 	Stop   = "stop"   // it ends to
 	Lost   = "lost"   // events were lost between After and Time
