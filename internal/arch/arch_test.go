@@ -36,6 +36,7 @@ var may = map[string][]string{
 	"internal/nudge":       {},
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
+	"internal/egress":      {"internal/model"},
 	"internal/host":        {"internal/model"},
 	"internal/host/look":   {"internal/host", "internal/model"},
 
@@ -66,7 +67,7 @@ var may = map[string][]string{
 
 // pure packages have no clock, no kernel and no goroutine.
 var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host",
-	"internal/blocklist"}
+	"internal/blocklist", "internal/egress"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",
