@@ -198,7 +198,7 @@ func (d *decoder) blockFile(l *model.Blocklist, n yaml.Node, w where) {
 	switch {
 	case s == "" || len(s) > maxPath:
 		d.addf(n, w, "want the name of a file or a glob of 1 to %d bytes", maxPath)
-	case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '�' }):
+	case badPath(s):
 		d.addf(n, w, "%s has characters that are not allowed in the name of a file; allowed: all that can be printed", quote(s))
 	case err != nil:
 		d.addf(n, w, "%s is not a glob: a bracket is not closed, or a backslash stands at the end", quote(s))
@@ -212,6 +212,11 @@ func (d *decoder) blockFile(l *model.Blocklist, n yaml.Node, w where) {
 		}
 		l.Files = append(l.Files, s)
 	}
+}
+
+// badPath reports whether s has characters that would not show in a message.
+func badPath(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '�' })
 }
 
 func (d *decoder) maxChange(n yaml.Node, w where) float64 {

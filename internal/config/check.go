@@ -28,7 +28,7 @@ func (d *decoder) finish() {
 	if d.full {
 		return
 	}
-	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there {
+	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there && !d.pools.there {
 		d.add(yaml.Pos{Line: 1, Column: 1}, top(""), "", "key services is missing; want a list of services, services: [] for none")
 	}
 	if !d.seeded {
@@ -37,10 +37,15 @@ func (d *decoder) finish() {
 	if d.cfg.MarkMask == 0 {
 		d.cfg.MarkMask = model.DefaultMarkMask
 	}
+	if d.cfg.Bindings == (model.Bindings{}) {
+		d.cfg.Bindings = model.DefaultBindings()
+	}
 	d.checkGroups()
 	d.resolveAssigns()
+	d.resolveDevices()
 	d.finishEdge()
 	d.checkOverlap()
+	d.finishEgress()
 }
 
 // addListens keeps the listen entries of a service for checkOverlap.

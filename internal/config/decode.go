@@ -23,7 +23,9 @@ type decoder struct {
 	listens  []listenAt     // of all services
 	assigns  []assignAt
 	devices  []groupDevice
+	words    []deviceAt // devices and groups of open rules and pools
 	edges    edgeReader
+	pools    poolsReader
 	services bool // the key was there
 	bad      bool // the text is no mapping, or could not be read to its end
 }
@@ -144,6 +146,10 @@ func (d *decoder) Entry(key, value yaml.Node) bool {
 		d.blocklists(value, w)
 	case "allow":
 		d.allow(value, w)
+	case "egress":
+		d.egress(value, w)
+	case "bindings":
+		d.bindings(value, w)
 	default:
 		d.unknown(key, top(""), topAllowed)
 	}

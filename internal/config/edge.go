@@ -13,19 +13,9 @@ import (
 
 // edgeReader is the access policy while it is read.
 type edgeReader struct {
-	there   bool           // the key was there
-	names   map[string]int // of open rules: name to line
-	devices []edgeDevice
-	rules   []openReader
-}
-
-// edgeDevice is a device or a group, which may come later in the file.
-type edgeDevice struct {
-	rule *model.OpenRule
-	out  bool
-	text string
-	at   yaml.Pos
-	w    where
+	there bool           // the key was there
+	names map[string]int // of open rules: name to line
+	rules []openReader
 }
 
 // openReader is a rule and what its parts need to be checked against each other.
@@ -105,10 +95,10 @@ func (d *decoder) openRule(i int, n yaml.Node, w where) *model.OpenRule {
 		case "name":
 			d.openName(r.OpenRule, v, w)
 		case "in":
-			d.openDevices(r.OpenRule, false, v, w)
+			d.deviceWords(&r.In, v, w)
 		case "out":
 			r.hasOut = true
-			d.openDevices(r.OpenRule, true, v, w)
+			d.deviceWords(&r.Out, v, w)
 		case "from":
 			r.from = place{v.Pos(), w}
 			r.From = d.prefixes(v, w)
@@ -196,14 +186,6 @@ func (d *decoder) oneOrEach(n yaml.Node, w where, what string, fn func(yaml.Node
 			fn(c, w.at(i))
 		}
 	}
-}
-
-func (d *decoder) openDevices(r *model.OpenRule, out bool, n yaml.Node, w where) {
-	d.oneOrEach(n, w, "devices or groups", func(n yaml.Node, w where) {
-		if s, ok := d.str(n, w, "a device or a group of interfaces"+inQuotes); ok {
-			d.edges.devices = append(d.edges.devices, edgeDevice{r, out, s, n.Pos(), w})
-		}
-	})
 }
 
 const prefixForm = "prefixes such as 10.0.0.0/8 or 2001:db8::/32, or single addresses"
@@ -326,33 +308,8 @@ func (d *decoder) openProtocols(r *model.OpenRule, n yaml.Node, w where) {
 	})
 }
 
-// finishEdge puts devices in the place of groups, and counts what the rules stand for.
+// finishEdge counts what the rules stand for.
 func (d *decoder) finishEdge() {
-	for _, a := range d.edges.devices {
-		list := &a.rule.In
-		if a.out {
-			list = &a.rule.Out
-		}
-		devices, isGroup := d.cfg.Interfaces[a.text]
-		if !isGroup {
-			why := badDevice(a.text)
-			if why == "" && strings.ContainsAny(a.text, `"*\`) {
-				why = `" * and \ are not allowed here`
-			}
-			if why != "" {
-				d.add(a.at, a.w, a.text, fmt.Sprintf("%s is neither a group of interfaces nor the name of a network device: %s", quote(a.text), why))
-				continue
-			}
-			devices = []string{a.text}
-		}
-		for _, dev := range devices {
-			if strings.ContainsAny(dev, `"*\`) {
-				d.add(a.at, a.w, a.text, fmt.Sprintf(`device %s of the group has a " or * or \ in its name, which is not allowed here`, quote(dev)))
-			} else if !slices.Contains(*list, dev) {
-				*list = append(*list, dev)
-			}
-		}
-	}
 	all := 0
 	for _, r := range d.edges.rules {
 		n := max(1, len(r.In)) * max(1, len(r.Out)) * max(1, len(r.From)) * max(1, len(r.To)) * max(1, len(r.Traffic))

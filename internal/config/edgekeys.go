@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/invopop/jsonschema"
 
@@ -115,26 +116,12 @@ func marshalOpen(b *bytes.Buffer, i int, r *model.OpenRule) {
 	if len(r.From) > 0 {
 		key("from", prefixList(r.From))
 	}
-	var ports, protocols []string
-	for _, t := range r.Traffic {
-		if t.Ports.IsZero() {
-			protocols = append(protocols, strconv.Itoa(int(t.Proto)))
-		} else {
-			ports = append(ports, t.Ports.String()+"/"+t.Proto.String())
-		}
-	}
+	ports, protocols := trafficTexts(r.Traffic)
 	if len(ports) > 0 {
 		key("ports", quotedList(ports))
 	}
 	if len(protocols) > 0 {
-		list := "["
-		for j, p := range protocols {
-			if j > 0 {
-				list += ", "
-			}
-			list += p
-		}
-		key("protocols", list+"]")
+		key("protocols", "["+strings.Join(protocols, ", ")+"]")
 	}
 	b.WriteString("}\n")
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"weir/internal/config/yaml"
 	"weir/internal/model"
@@ -18,6 +19,15 @@ type groupDevice struct {
 // assignAt is an assign key whose group, if it is one, may come later in the file.
 type assignAt struct {
 	s    *model.Service
+	text string
+	at   yaml.Pos
+	w    where
+}
+
+// deviceAt is a device or a group, which may come later in the file, and the list of devices
+// that it is for.
+type deviceAt struct {
+	list *[]string
 	text string
 	at   yaml.Pos
 	w    where
@@ -135,6 +145,40 @@ func (d *decoder) resolveAssigns() {
 			d.add(a.at, a.w, a.text, fmt.Sprintf("%s is neither a group of interfaces nor the name of a network device: %s", quote(a.text), why))
 		default:
 			a.s.Assign = a.text
+		}
+	}
+}
+
+// deviceWords reads devices or groups, one or a list; resolveDevices fills to.
+func (d *decoder) deviceWords(to *[]string, n yaml.Node, w where) {
+	d.oneOrEach(n, w, "devices or groups", func(n yaml.Node, w where) {
+		if s, ok := d.str(n, w, "a device or a group of interfaces"+inQuotes); ok {
+			d.words = append(d.words, deviceAt{to, s, n.Pos(), w})
+		}
+	})
+}
+
+// resolveDevices puts devices in the place of groups.
+func (d *decoder) resolveDevices() {
+	for _, a := range d.words {
+		devices, isGroup := d.cfg.Interfaces[a.text]
+		if !isGroup {
+			why := badDevice(a.text)
+			if why == "" && strings.ContainsAny(a.text, `"*\`) {
+				why = `" * and \ are not allowed here`
+			}
+			if why != "" {
+				d.add(a.at, a.w, a.text, fmt.Sprintf("%s is neither a group of interfaces nor the name of a network device: %s", quote(a.text), why))
+				continue
+			}
+			devices = []string{a.text}
+		}
+		for _, dev := range devices {
+			if strings.ContainsAny(dev, `"*\`) {
+				d.add(a.at, a.w, a.text, fmt.Sprintf(`device %s of the group has a " or * or \ in its name, which is not allowed here`, quote(dev)))
+			} else if !slices.Contains(*a.list, dev) {
+				*a.list = append(*a.list, dev)
+			}
 		}
 	}
 }

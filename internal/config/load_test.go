@@ -261,7 +261,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 
 // synthetic makes a model of the given size, one listen address for each service.
 func synthetic(services, backends int) *model.Config {
-	cfg := &model.Config{HashSeed: model.DefaultHashSeed, MarkMask: model.DefaultMarkMask}
+	cfg := &model.Config{HashSeed: model.DefaultHashSeed, MarkMask: model.DefaultMarkMask, Bindings: model.DefaultBindings()}
 	for i := range services {
 		s := &model.Service{Name: fmt.Sprintf("service-%05d", i), Listen: []model.Listen{{
 			Addr: netip.AddrFrom4([4]byte{198, 18 + byte(i>>16), byte(i >> 8), byte(i)}), Proto: model.TCP, Ports: model.Port(80),

@@ -29,6 +29,7 @@ func Marshal(cfg *model.Config) []byte {
 	}
 	marshalEdge(&b, cfg.Edge)
 	marshalBlocklists(&b, cfg)
+	marshalEgress(&b, cfg)
 	if len(cfg.Services) == 0 {
 		b.WriteString("services: []\n")
 		return b.Bytes()
@@ -66,6 +67,8 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 			}
 		}
 		fmt.Fprintf(b, "    source: %s\n", quotedList(addrs))
+	case model.SourcePool:
+		fmt.Fprintf(b, "    source: %q\n", s.Source.Pool)
 	}
 	if s.Sticky != 0 {
 		fmt.Fprintf(b, "    sticky: %s\n", s.Sticky)

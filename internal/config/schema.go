@@ -21,10 +21,13 @@ type fileKeys struct {
 	MarkMask   uint32        `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
 	Interfaces groups        `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
 	Edge       edgeKeys      `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
-	Services   []serviceKeys `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists or an edge."`
+	Services   []serviceKeys `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, an edge or egress pools."`
 
 	Blocklists []blocklistKeys `json:"blocklists,omitempty" jsonschema:"maxItems=64" jsonschema_description:"Lists of addresses whose packets are turned away before anything else is done with them. Default: none."`
 	Allow      oneOrMore       `json:"allow,omitempty" jsonschema_description:"Addresses and prefixes that are never blocked, whatever a list says. Default: none."`
+
+	Egress   []egressKeys `json:"egress,omitempty" jsonschema:"maxItems=256" jsonschema_description:"Pools of addresses that connections get as their source when they leave. A connection takes the first pool of the list that matches it; one whose destination was translated takes none, but for services with source: POOL. Default: none."`
+	Bindings bindingsKeys `json:"bindings,omitempty" jsonschema_description:"Where it is logged which client had which address and ports of a pool (log: true). Default: to a file."`
 }
 
 type serviceKeys struct {
@@ -33,7 +36,7 @@ type serviceKeys struct {
 	Forward     string         `json:"forward,omitempty" jsonschema:"default=nat" jsonschema_description:"How packets reach who serves them. nat: the destination is rewritten to a backend's, and answers come back through this machine. local: a program on this machine serves them; there are no backends. Default: nat."`
 	Track       string         `json:"track,omitempty" jsonschema:"default=conntrack" jsonschema_description:"Whether the kernel's connection tracking sees the packets. conntrack: yes. none: packets to and from the listeners are kept out of it, and let in, by one look-up each way; only with forward: local. Default: conntrack."`
 	Balance     string         `json:"balance,omitempty" jsonschema:"default=round-robin" jsonschema_description:"How a backend is chosen for a new connection. round-robin: in turn, by weight. random: at random, by weight. maglev: by a consistent hash of the client's address and port. source: by a consistent hash of the client's address, so that a client keeps its backend. Default: round-robin."`
-	Source      sourceKeys     `json:"source,omitempty" jsonschema_description:"What the backend sees as the client's address. keep: the client's own; the backend's way back must lead through this machine. masquerade: the address of this machine's outgoing device. Or a fixed address, or a list with one for each family that the service listens on. Default: keep."`
+	Source      sourceKeys     `json:"source,omitempty" jsonschema_description:"What the backend sees as the client's address. keep: the client's own; the backend's way back must lead through this machine. masquerade: the address of this machine's outgoing device. Or a fixed address, or a list with one for each family that the service listens on. Or the name of an egress pool, whose addresses and ports it shares, whatever the pool matches. Default: keep."`
 	Sticky      string         `json:"sticky,omitempty" jsonschema:"default=off" jsonschema_description:"For how long after its last connection a client (source address) is sent to the same backend again: 1s to 24h, such as 90s, 10m, 1h30m or 1d. off: not at all. Default: off."`
 	WhenAllDown string         `json:"when_all_down,omitempty" jsonschema:"default=reject" jsonschema_description:"What happens to new connections when no backend can be chosen. reject: they are refused at once (TCP reset; ICMP port unreachable for the rest). drop: they get no answer. fail-open: backends that checks find down are tried all the same, as the checks may be wrong; where there are none, as reject. Default: reject."`
 	Check       checkEntry     `json:"check,omitempty" jsonschema_description:"How the backends are asked for their health, those with a check of their own excepted: tcp or icmp, or a mapping with exactly one of the keys tcp, http, https, udp, dns, grpc, icmp, exec. Default: none; backends count as up."`
@@ -223,6 +226,7 @@ var (
 	udpAllowed     = keysOf[udpKeys]()
 	edgeAllowed    = keysOf[edgeKeys]()
 	openAllowed    = keysOf[openKeys]()
+	egressAllowed  = keysOf[egressKeys]()
 )
 
 func keysOf[T any]() []string {

@@ -204,16 +204,17 @@ func (r *serviceReader) listenOne(n yaml.Node, w where) {
 	}
 }
 
+const sourceForm = "keep, masquerade, an address (a list with one for each family), or the name of an egress pool"
+
 // source reads what the backend sees as the client's address.
 func (r *serviceReader) source(n yaml.Node, w where) {
-	const want = "keep, masquerade, or an address (a list with one for each family)"
 	if n.Kind() == yaml.Sequence {
 		if n.Len() == 0 {
 			r.broken = true
-			r.addf(n, w, "a list without entries is not allowed; want "+want)
+			r.addf(n, w, "a list without entries is not allowed; want "+sourceForm)
 		}
 		for j, c := range n.Items() {
-			r.sourceAddr(c, w.at(j), want)
+			r.sourceAddr(c, w.at(j))
 		}
 		return
 	}
@@ -221,13 +222,16 @@ func (r *serviceReader) source(n yaml.Node, w where) {
 	case n.Kind() == yaml.String && n.Text() == "keep":
 	case n.Kind() == yaml.String && n.Text() == "masquerade":
 		r.s.Source.Mode = model.SourceMasquerade
+	case n.Kind() == yaml.String && badName(n.Text()) == "" && !looksLikeAddr(n.Text()):
+		r.s.Source = model.SourceNAT{Mode: model.SourcePool, Pool: n.Text()}
+		r.pools.uses = append(r.pools.uses, poolUse{r.s, n.Pos(), w})
 	default:
-		r.sourceAddr(n, w, want)
+		r.sourceAddr(n, w)
 	}
 }
 
-func (r *serviceReader) sourceAddr(n yaml.Node, w where, want string) {
-	s, ok := r.str(n, w, want)
+func (r *serviceReader) sourceAddr(n yaml.Node, w where) {
+	s, ok := r.str(n, w, sourceForm)
 	if !ok {
 		r.broken = true
 		return
@@ -238,7 +242,7 @@ func (r *serviceReader) sourceAddr(n yaml.Node, w where, want string) {
 	}
 	if why != "" {
 		r.broken = true
-		r.addf(n, w, "%s; want %s", why, want)
+		r.addf(n, w, "%s; want %s", why, sourceForm)
 		return
 	}
 	r.s.Source.Mode = model.SourceAddress

@@ -109,7 +109,7 @@ func (p *Pool) Families() []Family {
 	var out []Family
 	for _, f := range []Family{IPv4, IPv6} {
 		is := func(x netip.Prefix) bool { return FamilyOf(x.Addr()) == f }
-		if (p.Masquerade || slices.ContainsFunc(p.Addresses, func(r AddrRange) bool { return FamilyOf(r.Lo) == f })) &&
+		if p.Has(f) &&
 			(len(p.From) == 0 || slices.ContainsFunc(p.From, is)) && (len(p.To) == 0 || slices.ContainsFunc(p.To, is)) {
 			out = append(out, f)
 		}
@@ -125,6 +125,36 @@ func (c *Config) Pool(name string) *Pool {
 		}
 	}
 	return nil
+}
+
+// reusePools is Reuse for the pools.
+func (c *Config) reusePools(prev *Config) {
+	for i, p := range c.Egress {
+		if o := prev.Pool(p.Name); o != nil && o.Equal(p) {
+			c.Egress[i] = o
+		}
+	}
+}
+
+// Has reports whether the pool has an address of family f.
+func (p *Pool) Has(f Family) bool {
+	return p.Masquerade || slices.ContainsFunc(p.Addresses, func(r AddrRange) bool { return FamilyOf(r.Lo) == f })
+}
+
+// Addrs returns the addresses of family f one by one, in order; none with Masquerade.
+func (p *Pool) Addrs(f Family) []netip.Addr {
+	var out []netip.Addr
+	for _, r := range p.Addresses {
+		if FamilyOf(r.Lo) != f {
+			continue
+		}
+		for a := r.Lo; ; a = a.Next() {
+			if out = append(out, a); a == r.Hi {
+				break
+			}
+		}
+	}
+	return out
 }
 
 // Equal reports whether the two pools say the same.

@@ -42,6 +42,7 @@ type Config struct {
 	Blocklists []*Blocklist        // in file order; names are unique
 	Allow      []netip.Prefix      // masked; never blocked, whatever a list says
 	Egress     []*Pool             // in file order, which is the order of match; names are unique
+	Bindings   Bindings            // where bindings of the pools are logged
 }
 
 // Family is an IP version: 4 or 6.
@@ -333,6 +334,7 @@ func (c *Config) Reuse(prev *Config) {
 	if c.Edge.Equal(prev.Edge) {
 		c.Edge = prev.Edge
 	}
+	c.reusePools(prev)
 	var byName map[string]*Service
 	for i, s := range c.Services {
 		if i < len(prev.Services) && prev.Services[i] == s {

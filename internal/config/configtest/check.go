@@ -33,6 +33,9 @@ func Check(cfg *model.Config) error {
 	if err := checkEdge(cfg.Edge); err != nil {
 		return fmt.Errorf("edge: %w", err)
 	}
+	if err := checkEgress(cfg); err != nil {
+		return fmt.Errorf("egress: %w", err)
+	}
 	for i, a := range all {
 		for _, b := range all[:i] {
 			if a.Addr == b.Addr && a.Proto == b.Proto && a.Ports.Overlaps(b.Ports) {

@@ -31,6 +31,7 @@ type Options struct {
 	NoLocal     bool     // no services of the box itself
 	NoEdge      bool     // no access policy
 	NoFloods    bool     // no limits of rates, and no SYN proxy
+	NoEgress    bool     // no egress pools
 	Devices     []string // that an access policy names; empty: eth0, eth1 and wan.100
 }
 
@@ -68,7 +69,7 @@ func (o *Options) fill() Options {
 // 192.0.2.0/24 and 2001:db8:3::/64.
 func RandomModel(t *rapid.T, opts *Options) *model.Config {
 	g := &generator{t: t, o: opts.fill()}
-	cfg := &model.Config{HashSeed: model.DefaultHashSeed, MarkMask: model.DefaultMarkMask}
+	cfg := &model.Config{HashSeed: model.DefaultHashSeed, MarkMask: model.DefaultMarkMask, Bindings: model.DefaultBindings()}
 	if g.flip("own seed") {
 		cfg.HashSeed = rapid.Uint32().Draw(t, "hash seed")
 	}
@@ -85,6 +86,10 @@ func RandomModel(t *rapid.T, opts *Options) *model.Config {
 	n := g.upTo(1, g.o.MaxServices, "services")
 	for i := range n {
 		cfg.Services = append(cfg.Services, g.service(i))
+	}
+	if !g.o.NoEgress {
+		cfg.Egress, cfg.Bindings = g.egress(), g.bindings()
+		g.lend(cfg)
 	}
 	return cfg
 }

@@ -33,6 +33,7 @@ func RandomText(t *rapid.T, cfg *model.Config) string {
 		parts = append(parts, w.edgeText())
 	}
 	parts = append(parts, w.lists()...)
+	parts = append(parts, w.egressText()...)
 	text := strings.Join(rapid.Permutation(parts).Draw(t, "order"), w.comment())
 	if w.flip("document marker") {
 		text = "---\n" + text
@@ -174,6 +175,8 @@ func (w *writer) sourceText(s *model.Service) string {
 		return "keep"
 	case model.SourceMasquerade:
 		return "masquerade"
+	case model.SourcePool:
+		return w.scalar(s.Source.Pool)
 	}
 	var addrs []string
 	for _, f := range s.Families() {
