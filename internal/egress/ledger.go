@@ -71,6 +71,7 @@ func NewLedger(pools []*Pool) *Ledger {
 func (l *Ledger) Load(pools []*Pool) {
 	names := map[string]bool{}
 	old := l.holdsByName()
+	same := slices.EqualFunc(l.pools, pools, func(a, b *Pool) bool { return slices.Equal(a.Addrs, b.Addrs) })
 	l.pools, l.index = pools, newIndex(pools)
 	l.poolNew, l.holds = make([]uint64, len(pools)), make([]float64, len(pools))
 	for i, p := range pools {
@@ -95,7 +96,9 @@ func (l *Ledger) Load(pools []*Pool) {
 			delete(l.marks, k)
 		}
 	}
-	l.census = nil // its places are those of the pools before
+	if !same {
+		l.census = nil // its places are those of the pools before
+	}
 }
 
 func (l *Ledger) holdsByName() map[string]float64 {
@@ -245,7 +248,7 @@ func (e *entry) bound() int { return e.inUse + e.more + int(min(e.fresh, math.Ma
 // ports returns how many ports the key has.
 func (l *Ledger) ports(k Key, e *entry) int { return l.pools[e.pool].Ports(k.Addr) }
 
-// Drained reports how many connections of any protocol the address has left, and whether that
+// Flows reports how many connections of any protocol the address has left, and whether that
 // is known.
 func (l *Ledger) Flows(a netip.Addr) (n int, known bool) {
 	if l.census == nil {
