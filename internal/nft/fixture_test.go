@@ -101,6 +101,8 @@ func full() *rs.Ruleset {
 	floodSets, floodChains := floodFixture()
 	t.Sets = append(append(t.Sets, sets...), floodSets...)
 	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
+	poolSets, poolChains := egressFixture()
+	t.Sets, t.Chains = append(t.Sets, poolSets...), append(t.Chains, poolChains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

@@ -27,6 +27,7 @@ type Plan struct {
 	Blocks  *Blocks // nil where nothing is blocked; see WithBlocks
 
 	edge   *edgePlan // nil where the configuration says nothing of the edge
+	egress []*egressUnit
 	units  map[*model.Service]*unit
 	places []place // of the services, in order
 	base   []*ruleset.Chain
@@ -57,8 +58,13 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	}
 	p.edge = prev.sameEdge(cfg.Edge)
 	a.addParts(p.edge.setParts())
+	p.egress = p.egressUnits(prev)
+	for _, u := range p.egress {
+		a.addParts(u.parts)
+		a.chains = append(a.chains, u.chains...)
+	}
 	p.sets = a.use
-	p.base = append(baseChains(p.sets), edgeChains(p.sets, p.edge)...)
+	p.base = append(baseChains(p.sets, p.egress), edgeChains(p.sets, p.edge)...)
 	if prev != nil {
 		for i, c := range p.base {
 			p.base[i] = sameChain(prev.base, c)
