@@ -102,11 +102,20 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return err
 	}
 	loop.Host = watcher
+	meter, closeMeter, err := openMeter(log)
+	if err != nil {
+		return needsRights(err)
+	}
+	defer closeMeter()
+	loop.Pools = meter
+	metered := make(chan struct{})
+	go func() { defer close(metered); meter.Run(ctx) }()
+	defer func() { cancel(); <-metered }()
 	watched := make(chan struct{})
 	go func() { defer close(watched); watcher.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, held, keeper, o.metrics, group, log)
+	stopped, err := e.listen(ctx, loop, held, keeper, meter, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -190,7 +199,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, keeper *lists.Keeper, tcp string, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, keeper *lists.Keeper, meter *engine.Meter, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -211,7 +220,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, kee
 		flows.Close()
 		return nil, err
 	}
-	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e, keeper, &engine.Hits{Kernel: counters}}
+	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e, keeper, &engine.Hits{Kernel: counters}, meter}
 	server := api.New(weir, version, log)
 	numbers := metrics.Handler(weir, version)
 	server.Metrics(numbers)
@@ -247,6 +256,7 @@ type control struct {
 	env      *env
 	lists    *lists.Keeper
 	hits     *engine.Hits
+	meter    *engine.Meter
 }
 
 // Apply implements api.Controller.

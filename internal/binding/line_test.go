@@ -63,7 +63,9 @@ func TestLinesGolden(t *testing.T) {
 			p.Block, p.From = 512, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
 			p.Addresses = []model.AddrRange{addrs("198.51.100.9", "198.51.100.9")}
 		}),
-		pool("silent", func(p *model.Pool) { p.Log, p.Addresses = false, []model.AddrRange{addrs("198.51.100.7", "198.51.100.7")} }),
+		pool("silent", func(p *model.Pool) {
+			p.Log, p.Addresses = false, []model.AddrRange{addrs("198.51.100.7", "198.51.100.7")}
+		}),
 		pool("mine", func(p *model.Pool) { p.Masquerade = true }),
 	})
 	at := func(s int) time.Time { return noon.Add(time.Duration(s) * time.Second) }

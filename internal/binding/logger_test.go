@@ -178,7 +178,9 @@ func TestLoggerLosesNoEnd(t *testing.T) {
 	k.end(web(2), false)
 	k.begin(web(5), false)
 	k.overflow()
-	until(t, "an end that was lost", func() bool { return has(t, path, End, inside(2)) && has(t, path, Lost, "") && has(t, path, Open, inside(5)) })
+	until(t, "an end that was lost", func() bool {
+		return has(t, path, End, inside(2)) && has(t, path, Lost, "") && has(t, path, Open, inside(5))
+	})
 	if s := l.Status(); s == nil || s.Lost != 1 || s.To != path || s.Failed != 0 {
 		t.Errorf("status %+v", s)
 	}

@@ -48,6 +48,7 @@ type Loop struct {
 	Traffic Connections        // the connection table; nil: it is left alone
 	Host    Host               // what the box provides; nil: nobody watches it
 	Lists   Lists              // blocklists; nil: none
+	Pools   Pools              // who watches egress pools; nil: nobody
 	Memory  Memory             // what was known before this start
 	Save    func(Memory) error // keeps what is known; nil: it is lost
 	Journal *Journal           // nil: events are lost
@@ -78,6 +79,8 @@ type Loop struct {
 	pause      time.Duration     // before the next try; 0: none failed
 	retry      <-chan time.Time  // ends the pause
 	last       Outcome           // of the last step
+
+	pooled // egress pools
 
 	book       keep.Record   // what is kept of configurations
 	before     *model.Config // to go back to, while a change waits
@@ -144,6 +147,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.judged(list)
 		case <-l.relisted:
 			l.listsChanged()
+		case <-l.poolsWake():
+			l.poolsChanged()
 		case e, ok := <-l.Events:
 			switch {
 			case !ok:
@@ -187,6 +192,7 @@ func (l *Loop) prepare() {
 	}
 	l.roster = NewRoster(l.resumed())
 	l.trackers = map[Member]*health.Tracker{}
+	l.resumeDrains()
 }
 
 // resumed returns what operators said to the weir before, as it holds now.
@@ -267,6 +273,9 @@ func (l *Loop) step(ctx context.Context) {
 		return
 	}
 	l.pending, l.pause = false, 0
+	if l.Pools != nil {
+		l.Pools.Applied(l.Engine.Plan())
+	}
 	l.last = rep.Outcome()
 	l.Log.Info("applied", "change", rep.Delta.Summary(), "read", rep.Read, "plan", rep.Plan, "commit", rep.Commit)
 	l.end(ctx)
@@ -275,6 +284,8 @@ func (l *Loop) step(ctx context.Context) {
 
 func (l *Loop) apply(ctx context.Context) (Report, error) {
 	cfg, transitions := l.roster.Effective(l.Now())
+	cfg = l.withPools(cfg)
+	l.planned(cfg)
 	for _, t := range transitions {
 		l.transition(t)
 	}
@@ -324,6 +335,7 @@ func (l *Loop) tick(ctx context.Context) {
 	if l.roster.Due(l.Now()) {
 		l.pending = true
 	}
+	l.dueDrains()
 	l.expire()
 	l.tellLists() // of one that cannot be read, which changes nothing
 	l.keepBook()
@@ -402,7 +414,7 @@ func (l *Loop) save() {
 	if !l.unsaved || l.Save == nil {
 		return
 	}
-	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks()}); err != nil {
+	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks(), l.drainWords()}); err != nil {
 		if !l.saveFailed { // a full disk needs no line a second
 			l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
 			l.note(Event{Kind: "error", Message: "state could not be saved: " + err.Error()})

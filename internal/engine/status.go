@@ -32,6 +32,8 @@ type Status struct {
 	// Connections is the kernel's table of all connections, services' and others'.
 	Connections *TableStatus `json:"connection_table,omitempty"`
 	SYNProxy    *ProxyStatus `json:"syn_proxy,omitempty"` // nil: no service has one
+	// Egress is what of egress pools is full or nearly so, the worst first.
+	Egress []EgressAlarm `json:"egress,omitempty"`
 }
 
 // ServiceStatus is the share of one service.

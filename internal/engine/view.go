@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"weir/internal/egress"
 	"weir/internal/health"
 	"weir/internal/host"
 	"weir/internal/lists"
@@ -30,6 +31,10 @@ type View struct {
 	Said     []lists.Block              // what operators blocked
 	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
 
+	Pools  []*model.Pool  // egress pools with what is known of them
+	Drains []AddressDrain // addresses of pools that operators drain
+	Alarms []egress.Alarm // what of pools is full or nearly so
+
 	plan *plan.Plan // the last that was applied; nil before the first
 }
 
@@ -54,6 +59,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		if v.plan = l.Engine.Plan(); v.plan != nil {
 			v.Blocks = v.plan.Blocks
 		}
+		v.Pools, v.Drains, v.Alarms = l.withPools(l.file).Egress, l.addressDrains(), l.usage.Alarms
 		if l.Lists != nil {
 			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
 		}
@@ -81,6 +87,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	}
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
 	st.Findings, st.Applied, st.Lists = v.Findings, &v.Applied, v.Lists
+	st.Egress = egressAlarms(v.Alarms)
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

@@ -24,6 +24,8 @@ type Source interface {
 	Counts() map[string]uint64
 	// Sums returns what entries of each blocklist have counted since the first look at them.
 	Sums() map[string]ruleset.Count
+	// Usage returns what view's egress pools had in use at the last look at them.
+	Usage(view engine.View) engine.EgressStatus
 }
 
 // timeout bounds one look.
@@ -91,9 +93,9 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, m := range []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
+	for _, m := range append(egressMetrics, []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
 		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt,
-		listEntries, listOK, listRead, blockedPkts, blockedSize} {
+		listEntries, listOK, listRead, blockedPkts, blockedSize}...) {
 		ch <- m.desc
 	}
 }
@@ -131,6 +133,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, l := range view.Lists {
 		w.list(l, sums[l.Name])
 	}
+	w.egress(c.weir.Usage(view))
 	st, err := c.weir.Status(ctx, view, "")
 	w.yes(up, err == nil)
 	if err != nil {

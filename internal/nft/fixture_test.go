@@ -103,6 +103,8 @@ func full() *rs.Ruleset {
 	t.Chains = append(append(append(t.Chains, bases()...), chains...), floodChains...)
 	times, hygieneChains := hygieneFixture()
 	t.Timeouts, t.Chains = times, append(t.Chains, hygieneChains...)
+	poolSets, poolChains := egressFixture()
+	t.Sets, t.Chains = append(t.Sets, poolSets...), append(t.Chains, poolChains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}
 }
 

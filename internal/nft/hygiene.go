@@ -16,9 +16,6 @@ const (
 	exthdrOp     = 6 // NFTA_EXTHDR_OP
 	exthdrSreg   = 7 // NFTA_EXTHDR_SREG
 	exthdrTCPOpt = 1 // NFT_EXTHDR_OP_TCPOPT
-
-	// ipsSrcNAT is IPS_SRC_NAT of nf_conntrack_common.h.
-	ipsSrcNAT = 1 << 4
 )
 
 // The option that says the maximum segment size, and where its two bytes are (RFC 9293

@@ -117,7 +117,9 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 	case ruleset.SNAT:
 		r.snat(s)
 	case ruleset.Masquerade:
-		r.close(r.open("masq"))
+		r.masquerade(s)
+	case ruleset.FirstSNAT:
+		r.firstSNAT()
 	case ruleset.RejectWith:
 		r.reject(s)
 	case ruleset.Verdict:
@@ -325,13 +327,7 @@ func (r *ruleEnc) dnat(d ruleset.DNAT) {
 	if d.Port != nil { // nft leaves the flag to the kernel where one map gives both
 		flags = natProtoSpecified
 	}
-	r.nat(unix.NFT_NAT_DNAT, d.Family, addr, port, flags)
-}
-
-func (r *ruleEnc) snat(s ruleset.SNAT) {
-	addr := r.alloc(16)
-	r.immediate(addr, string(s.To.AsSlice()))
-	r.nat(unix.NFT_NAT_SNAT, s.Family, addr, -1, 0)
+	r.nat(unix.NFT_NAT_DNAT, d.Family, natRegs{addr, port, -1}, flags)
 }
 
 // immediate loads a constant into the registers from word on.
@@ -339,20 +335,6 @@ func (r *ruleEnc) immediate(word int, v string) {
 	e := r.open("immediate")
 	r.w.u32(unix.NFTA_IMMEDIATE_DREG, reg(word))
 	r.w.value(unix.NFTA_IMMEDIATE_DATA, v)
-	r.close(e)
-}
-
-func (r *ruleEnc) nat(kind uint32, f model.Family, addr, port int, flags uint32) {
-	e := r.open("nat")
-	r.w.u32(unix.NFTA_NAT_TYPE, kind)
-	r.w.u32(unix.NFTA_NAT_FAMILY, uint32(nfprotoOf(f)))
-	r.w.u32(unix.NFTA_NAT_REG_ADDR_MIN, reg(addr))
-	if port >= 0 {
-		r.w.u32(unix.NFTA_NAT_REG_PROTO_MIN, reg(port))
-	}
-	if flags != 0 {
-		r.w.u32(unix.NFTA_NAT_FLAGS, flags)
-	}
 	r.close(e)
 }
 

@@ -116,7 +116,8 @@ var meanings = map[string][]exprAttr{
 	"nat": {{unix.NFTA_NAT_TYPE, number}, {unix.NFTA_NAT_FAMILY, number}, {unix.NFTA_NAT_REG_ADDR_MIN, register},
 		{unix.NFTA_NAT_REG_ADDR_MAX, register}, {unix.NFTA_NAT_REG_PROTO_MIN, register},
 		{unix.NFTA_NAT_REG_PROTO_MAX, register}, {unix.NFTA_NAT_FLAGS, natFlags}},
-	"masq":    {{unix.NFTA_MASQ_FLAGS, number}, {unix.NFTA_MASQ_REG_PROTO_MIN, never}, {unix.NFTA_MASQ_REG_PROTO_MAX, never}},
+	"masq": {{unix.NFTA_MASQ_FLAGS, number}, {unix.NFTA_MASQ_REG_PROTO_MIN, register},
+		{unix.NFTA_MASQ_REG_PROTO_MAX, register}},
 	"notrack": {},
 	"reject":  {{unix.NFTA_REJECT_TYPE, number}, {unix.NFTA_REJECT_ICMP_CODE, number}},
 }
@@ -149,8 +150,13 @@ func appendExpr(b []byte, expr string) ([]byte, bool) {
 	if !ok {
 		return b, false
 	}
-	if kind == "nat" {
+	switch kind {
+	case "nat":
 		fillNAT(&vals)
+	case "masq":
+		if vals[unix.NFTA_MASQ_REG_PROTO_MAX] == "" {
+			vals[unix.NFTA_MASQ_REG_PROTO_MAX] = vals[unix.NFTA_MASQ_REG_PROTO_MIN]
+		}
 	}
 	b = appendBytes(b, kind)
 	for _, a := range list {

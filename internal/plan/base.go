@@ -41,6 +41,8 @@ var hooks = []hook{
 		"new connections to a backend on the box itself are counted here", arrive, false},
 	{"postrouting", "nat", ruleset.Postrouting, 100,
 		"new connections are counted, and get their source once the way out is known", depart, false},
+	{"egress-new", "filter", ruleset.Postrouting, 110,
+		"what got a source from whomever, at 100, is counted once more by it", egressNewRules, true},
 	{"count-in", "filter", ruleset.Input, 99,
 		"packets to the box itself, counted just before replies get the listener's address back", countIn, false},
 	{"count-out", "filter", ruleset.Postrouting, 99,
@@ -48,12 +50,17 @@ var hooks = []hook{
 }
 
 // baseChains returns the base chains and those that they call.
-func baseChains(u usage) []*ruleset.Chain {
+func baseChains(u usage, pools []*egressUnit) []*ruleset.Chain {
 	var chains []*ruleset.Chain
 	for _, h := range hooks {
 		rules := h.rules(u)
 		if len(rules) == 0 && h.optional {
 			continue
+		}
+		if h.hook == ruleset.Postrouting && h.typ == "nat" {
+			for _, p := range pools {
+				rules = append(rules, p.rules...)
+			}
 		}
 		chains = append(chains, &ruleset.Chain{
 			Name:  h.name,

@@ -189,7 +189,9 @@ func exceptBy(pools []*model.Pool, device string) []netip.Prefix {
 			all = append(all, p.Except...)
 		}
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits())) })
+	slices.SortFunc(all, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
 	var out []netip.Prefix
 	for _, p := range all {
 		if n := len(out); n == 0 || !out[n-1].Contains(p.Addr()) {
@@ -254,13 +256,17 @@ func allTimeouts(pools []*model.Pool) []*ruleset.Timeouts {
 	return slices.CompactFunc(out, func(a, b *ruleset.Timeouts) bool { return a.Name == b.Name })
 }
 
-// timeoutRules give a connection that the pool takes its times. They stand before what
-// translates it, which ends the chain.
-func timeoutRules(p *model.Pool) []ruleset.Rule {
-	var out []ruleset.Rule
-	for _, o := range poolTimeouts(p) {
-		out = append(out, ruleset.Rule{Comment: "for how long it is remembered",
+// remember puts the rules that give a connection the pool's times before those that translate
+// it, which end the chain.
+func (u *egressUnit) remember(f model.Family) {
+	var rules []ruleset.Rule
+	for _, o := range poolTimeouts(u.pool) {
+		rules = append(rules, ruleset.Rule{Comment: "for how long it is remembered",
 			Stmts: []ruleset.Stmt{ruleset.IsProto(o.Proto), ruleset.SetTimeouts{Name: o.Name}}})
 	}
-	return out
+	for _, c := range u.chains {
+		if c.Name == egressChain(u.pool.Name, f) {
+			c.Rules = append(rules, c.Rules...)
+		}
+	}
 }

@@ -27,6 +27,7 @@ type Plan struct {
 	Blocks  *Blocks // nil where nothing is blocked; see WithBlocks
 
 	edge    *edgePlan // nil where the configuration says nothing of the edge
+	egress  []*egressUnit
 	hygiene []setPart // of the pools
 	units   map[*model.Service]*unit
 	places  []place // of the services, in order
@@ -58,10 +59,15 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	}
 	p.edge = prev.sameEdge(cfg.Edge)
 	a.addParts(p.edge.setParts())
+	p.egress = p.egressUnits(prev)
+	for _, u := range p.egress {
+		a.addParts(u.parts)
+		a.chains = append(a.chains, u.chains...)
+	}
 	p.hygiene = prev.hygieneParts(cfg.Egress)
 	a.addParts(p.hygiene)
 	p.sets = a.use
-	p.base = slices.Concat(baseChains(p.sets), edgeChains(p.sets, p.edge), hygieneChains(p.sets))
+	p.base = slices.Concat(baseChains(p.sets, p.egress), edgeChains(p.sets, p.edge), hygieneChains(p.sets))
 	if prev != nil {
 		for i, c := range p.base {
 			p.base[i] = sameChain(prev.base, c)

@@ -368,6 +368,8 @@ func (u *unit) source(f model.Family) {
 		addr := s.Source.Addr(f)
 		name := "source/" + strings.ReplaceAll(addr.String(), ":", "_")
 		u.translate(f, name, ruleset.IsFamily(f), ruleset.SNAT{Family: f, To: addr})
+	case model.SourcePool:
+		u.listeners(sourceSpec(f), f, func(model.Listen) string { return egressChain(s.Source.Pool, f) })
 	case model.SourceKeep:
 		u.hairpin(f)
 	}

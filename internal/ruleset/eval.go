@@ -70,12 +70,15 @@ type Trace struct {
 	// Masquerade says that the source becomes the outgoing interface's address, which a
 	// ruleset does not know: Src and Conn go on with the address from before.
 	Masquerade bool
-	Src, Dst   netip.AddrPort // the packet as it leaves, or was when it was refused
-	Conn       Conn           // its connection from then on
-	Updates    []ElemUpdate   // what the rules did to dynamic sets and maps
-	Counts     []ElemUpdate   // where the rules counted the connection; no data
-	Found      []Found        // the elements of other sets that matched
-	Proxied    bool           // a SYN proxy took the packet
+	// Ports are those of which the kernel gives one to the connection; zero where the rules
+	// left that open. Src and Conn go on with one of them.
+	Ports    model.PortRange
+	Src, Dst netip.AddrPort // the packet as it leaves, or was when it was refused
+	Conn     Conn           // its connection from then on
+	Updates  []ElemUpdate   // what the rules did to dynamic sets and maps
+	Counts   []ElemUpdate   // where the rules counted the connection; no data
+	Found    []Found        // the elements of other sets that matched
+	Proxied  bool           // a SYN proxy took the packet
 }
 
 // Found is an element of a set that a rule looked for and found.

@@ -159,8 +159,9 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 	case SNAT:
 		return x.snat(s)
 	case Masquerade:
-		x.srcDone, x.trace.Masquerade = true, true
-		return x.decide(Verdict{Kind: AcceptPacket}, "the source becomes the outgoing interface's address")
+		return x.masquerade(s)
+	case FirstSNAT:
+		return x.firstSNAT()
 	case RejectWith:
 		return x.reject(s)
 	case Verdict:
@@ -314,15 +315,6 @@ func (x *ruleRun) dnat(s DNAT) (bool, Verdict) {
 	to := netip.AddrPortFrom(addr, port)
 	x.conn.ReplySrc, x.dstDone, x.trace.DNAT = to, true, to
 	return x.decide(Verdict{Kind: AcceptPacket}, "the destination becomes %s", to)
-}
-
-func (x *ruleRun) snat(s SNAT) (bool, Verdict) {
-	if ok, v := x.family(s.Family); !ok {
-		return ok, v
-	}
-	x.conn.ReplyDst = netip.AddrPortFrom(s.To, x.src.Port())
-	x.srcDone, x.trace.SNAT = true, s.To
-	return x.decide(Verdict{Kind: AcceptPacket}, "the source becomes %s", s.To)
 }
 
 // family is the check that nft puts before translations of one family.

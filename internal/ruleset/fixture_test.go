@@ -196,7 +196,7 @@ func fixtureChains() []*Chain {
 			rule("", tcp4, Expires{false, 121 * time.Second}, Verdict{GotoChain, "closing"}),
 		}},
 		&Chain{Name: "count-replies", Rules: []Rule{rule("count the packet", tcp4, Update{Set: "replies4", Key: served4, Timeout: time.Hour})}},
-		&Chain{Name: "source/rng/ip", Rules: []Rule{rule("", nil, SNAT{model.IPv4, addrOf("192.0.2.1")})}},
+		&Chain{Name: "source/rng/ip", Rules: []Rule{rule("", nil, SNAT{Family: model.IPv4, To: addrOf("192.0.2.1")})}},
 		&Chain{Name: "learn/stk/ip/tcp", Rules: []Rule{rule("remember the client", tcp4,
 			Update{"sticky-addr4/00", sticky4, IPDaddr, 10 * time.Minute},
 			Update{"sticky-port4/00", sticky4, DPort, 10 * time.Minute})}},

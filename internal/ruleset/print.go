@@ -320,9 +320,11 @@ func stmtText(s Stmt) string {
 	case DNAT:
 		return s.text()
 	case SNAT:
-		return fmt.Sprintf("snat %s to %s", s.Family, s.To)
+		return s.text()
 	case Masquerade:
-		return "masquerade"
+		return s.text()
+	case FirstSNAT:
+		return "ct status & (snat | confirmed) == snat"
 	case RejectWith:
 		if s.TCPReset {
 			return "reject with tcp reset"

@@ -195,10 +195,14 @@ type DNAT struct {
 type SNAT struct {
 	Family model.Family
 	To     netip.Addr
+	Via    Expr // in place of To: a MapGet whose data is an address
+	// Ports are those that the connection may have; zero: its own where that is free. The
+	// protocol must be matched before it.
+	Ports model.PortRange
 }
 
-// Masquerade sets the source address to the outgoing interface's own.
-type Masquerade struct{}
+// Masquerade sets the source address to the outgoing interface's own. Ports are as SNAT's.
+type Masquerade struct{ Ports model.PortRange }
 
 // RejectWith refuses the packet: a TCP reset, or else ICMP port unreachable.
 type RejectWith struct {
