@@ -49,7 +49,7 @@ kernel, for the pools of the configuration file; then drains and totals are not 
 	}
 	c.Flags().BoolVar(&watch, "watch", false, "show it again every second, until interrupted; with -o json a line each time")
 	c.Flags().IntVar(&top, "top", 10, "the `N` fullest destinations of each pool")
-	c.AddCommand(e.egressDrainCmd(), e.egressEnableCmd(), e.egressSizeCmd())
+	c.AddCommand(e.egressDrainCmd(), e.egressEnableCmd(), e.egressSizeCmd(), e.egressWhoCmd())
 	return c
 }
 

@@ -40,6 +40,9 @@ func openKernelAs(change bool, who string) (*kernel, error) {
 	}
 	k.conn = conn
 	k.Engine = &engine.Engine{Kernel: conn}
+	if has, err := conn.HasTimeouts(); err == nil {
+		k.Engine.NoTimeouts = !has
+	}
 	if change {
 		if k.keep, err = vip.Open(vip.Options{}); err != nil {
 			k.close()

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/internal/api"
+	"weir/internal/binding"
 	"weir/internal/conntrack"
 	"weir/internal/engine"
 	"weir/internal/health"
@@ -108,6 +109,17 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	}
 	defer closeMeter()
 	loop.Pools = meter
+	// A connection of its own: to look at all connections must not hold up the loop.
+	table, err := conntrack.Open()
+	if err != nil {
+		return needsRights(err)
+	}
+	defer table.Close()
+	bindings := binding.NewLogger(table, log)
+	loop.Bindings = bindings
+	logged := make(chan struct{})
+	go func() { defer close(logged); bindings.Run(ctx) }()
+	defer func() { cancel(); <-logged }()
 	metered := make(chan struct{})
 	go func() { defer close(metered); meter.Run(ctx) }()
 	defer func() { cancel(); <-metered }()
@@ -303,7 +315,11 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 		c.log.Warn("connections could not be counted", "error", err)
 		live = nil // the rest is worth showing
 	}
-	return view.Status(ctx, c.counters, live, service)
+	st, err := view.Status(ctx, c.counters, live, service)
+	if service == "" {
+		st.Bindings = c.Bindings.Status()
+	}
+	return st, err
 }
 
 // Counts implements metrics.Source.

@@ -106,6 +106,9 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 	for _, a := range st.Egress {
 		fmt.Fprintf(e.stdout, "%s: egress pool %s: %s\n", a.Level, a.Pool, a.Message)
 	}
+	for _, w := range bindingWarnings(st.Bindings) {
+		fmt.Fprintln(e.stdout, w)
+	}
 	for _, w := range listWarnings(st.Lists) {
 		fmt.Fprintf(e.stdout, "error: %s\n", w)
 	}

@@ -32,6 +32,7 @@ var may = map[string][]string{
 	"internal/nft":         {"internal/model", "internal/ruleset"},
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
 	"internal/conntrack":   {"internal/model"},
+	"internal/binding":     {"internal/conntrack", "internal/model"},
 	"internal/vip":         {},
 	"internal/sockets":     {"internal/model"},
 	"internal/nudge":       {},
@@ -43,7 +44,7 @@ var may = map[string][]string{
 
 	"internal/keep": {"internal/state"},
 
-	"internal/engine": {"internal/blocklist", "internal/conntrack", "internal/egress", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
+	"internal/engine": {"internal/binding", "internal/blocklist", "internal/conntrack", "internal/egress", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset",
 		"internal/sockets", "internal/state", "internal/vip"},
 
@@ -54,7 +55,7 @@ var may = map[string][]string{
 
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
-	"cmd/weir": {"internal/api", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/egress", "internal/engine", "internal/flow",
+	"cmd/weir": {"internal/api", "internal/binding", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/egress", "internal/engine", "internal/flow",
 		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset", "internal/sockets", "internal/state",
 		"internal/vip"},

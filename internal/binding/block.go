@@ -12,13 +12,6 @@ import (
 	"weir/internal/model"
 )
 
-// BlockOf returns the address and the ports that a client of a pool with blocks has for
-// itself; false for one that has none. It depends on its arguments alone.
-type BlockOf func(p *model.Pool, client netip.Addr) (outside netip.Addr, ports model.PortRange, ok bool)
-
-// SetBlocks says how clients of pools with blocks get theirs.
-func (b *Book) SetBlocks(of BlockOf) { b.block = of }
-
 // tellBlocks writes the parameters of all pools with blocks.
 func (b *Book) tellBlocks(at time.Time, emit func(Line)) {
 	b.told = nil
@@ -56,6 +49,9 @@ func blocksLine(at time.Time, p *model.Pool) Line {
 	for _, x := range p.Ports {
 		l.Ranges = append(l.Ranges, x.String())
 	}
+	for _, x := range p.Drained {
+		l.Drained = append(l.Drained, x.String())
+	}
 	return l
 }
 
@@ -78,24 +74,29 @@ func (l *Line) poolOf() (*model.Pool, bool) {
 		ok = ok && err
 		p.Ports = append(p.Ports, x)
 	}
+	for _, s := range l.Drained {
+		x, err := netip.ParseAddr(s)
+		ok = ok && err == nil
+		p.Drained = append(p.Drained, x)
+	}
 	return p, ok
 }
 
 // useBlock writes that a client uses its block, once for each file.
 func (b *Book) useBlock(at time.Time, p *model.Pool, f *conntrack.Flow, emit func(Line)) {
 	u := use{p.Name, f.Orig.Src.Addr()}
-	if b.used[u] || b.block == nil {
+	if b.used[u] {
 		return
 	}
-	addr, ports, ok := b.block(p, u.client)
-	if !ok || addr != f.Reply.Dst.Addr() {
+	have, ok := p.BlockOf(u.client)
+	if !ok || have.Addr != f.Reply.Dst.Addr() {
 		return // a connection from before the pool was as it is
 	}
 	if b.used == nil {
 		b.used = map[use]bool{}
 	}
 	b.used[u] = true
-	emit(Line{Time: at, Event: Block, Pool: p.Name, Inside: u.client.String(), Outside: addr.String(), Ports: ports.String()})
+	emit(Line{Time: at, Event: Block, Pool: p.Name, Inside: u.client.String(), Outside: have.Addr.String(), Ports: have.Ports.String()})
 }
 
 // addrsText returns "192.0.2.1", or "192.0.2.0-192.0.2.5".

@@ -18,10 +18,9 @@ type Book struct {
 	masq   []*model.Pool // of those without, in the order of the file
 	blocks []*model.Pool // those that log their blocks, in the order of the file
 	open   map[conn]state
-	used   map[use]bool // blocks that were written
-	unsure int          // open connections whose end the kernel may not tell
-	sure   time.Time    // when all that is open was surely there
-	block  BlockOf
+	used   map[use]bool      // blocks that were written
+	unsure int               // open connections whose end the kernel may not tell
+	sure   time.Time         // when all that is open was surely there
 	told   map[string]string // the line about the blocks of each pool
 }
 

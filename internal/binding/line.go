@@ -44,7 +44,8 @@ type Line struct {
 	Size      int      `json:"block,omitempty"` // ports of each client's block
 	Clients   []string `json:"clients,omitempty"`
 	Addresses []string `json:"addresses,omitempty"`
-	Ranges    []string `json:"ranges,omitempty"` // of ports
+	Ranges    []string `json:"ranges,omitempty"`  // of ports
+	Drained   []string `json:"drained,omitempty"` // addresses that give no block
 }
 
 // timeLayout is RFC 3339 in UTC with microseconds.
@@ -86,7 +87,7 @@ func (l *Line) Append(b []byte) []byte {
 	for _, f := range []struct {
 		key   string
 		value []string
-	}{{"clients", l.Clients}, {"addresses", l.Addresses}, {"ranges", l.Ranges}} {
+	}{{"clients", l.Clients}, {"addresses", l.Addresses}, {"ranges", l.Ranges}, {"drained", l.Drained}} {
 		if len(f.value) > 0 {
 			text, _ := json.Marshal(f.value) // strings can be nothing else
 			b = append(appendKey(b, f.key), text...)

@@ -39,22 +39,11 @@ func addrs(lo, hi string) model.AddrRange {
 	return model.AddrRange{Lo: netip.MustParseAddr(lo), Hi: netip.MustParseAddr(hi)}
 }
 
-// blockOf gives the n-th client of a pool's only prefix the n-th block, address by address.
-func blockOf(p *model.Pool, client netip.Addr) (netip.Addr, model.PortRange, bool) {
-	if len(p.From) != 1 || !p.From[0].Contains(client) {
-		return netip.Addr{}, model.PortRange{}, false
-	}
-	n := int(client.As16()[15])
-	lo := uint16(1024 + n*p.Block)
-	return p.Addresses[0].Lo, model.PortRange{Lo: lo, Hi: lo + uint16(p.Block) - 1}, true
-}
-
 // TestLinesGolden holds a line of every kind: its fields are part of weir's interface.
 func TestLinesGolden(t *testing.T) {
 	var out []byte
 	b := Book{}
 	emit := func(l Line) { out = l.Append(out) }
-	b.SetBlocks(blockOf)
 	b.SetPools([]*model.Pool{
 		pool("web", func(p *model.Pool) {
 			p.Addresses = []model.AddrRange{addrs("198.51.100.0", "198.51.100.5"), addrs("2001:db8:f::", "2001:db8:f::5")}

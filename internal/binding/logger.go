@@ -3,8 +3,10 @@ package binding
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,7 +60,6 @@ type Logger struct {
 	Log    *slog.Logger
 	Listen func() (Source, error) // begins to listen to events
 	Table  Table
-	Blocks BlockOf
 	Now    func() time.Time
 
 	mu     sync.Mutex
@@ -81,14 +82,15 @@ type Logger struct {
 	replayed chan left
 	looked   time.Time
 	compare  time.Time // when to compare next; zero: not at all
+	logged   string    // which pools the comparison is about
 	all      bool      // what is open is to be written as soon as it is known
 	line     []byte
 	retry    time.Time
 }
 
 // NewLogger returns one for the network namespace of the process.
-func NewLogger(table Table, blocks BlockOf, log *slog.Logger) *Logger {
-	return &Logger{Log: log, Table: table, Blocks: blocks, Now: time.Now, wake: make(chan struct{}, 1),
+func NewLogger(table Table, log *slog.Logger) *Logger {
+	return &Logger{Log: log, Table: table, Now: time.Now, wake: make(chan struct{}, 1),
 		Listen: func() (Source, error) { return conntrack.OpenEvents(queue) }}
 }
 
@@ -173,16 +175,28 @@ func (l *Logger) begun(ctx context.Context, cfg *model.Config) bool {
 		}
 	}
 	l.book.SetPools(cfg.Egress)
-	l.book.SetBlocks(l.Blocks)
 	l.taken = cfg
 	if fresh {
 		l.emit(Line{Time: now, Event: Watch})
 	}
 	l.look(now)
 	l.book.TellBlocks(now, l.emit)
-	l.compare = now // pools may be logged that were not
+	if key := logged(cfg.Egress); fresh || key != l.logged {
+		l.logged, l.compare = key, now
+	}
 	l.flush(now)
 	return true
+}
+
+// logged says which connections are logged: with another, some that are open may be new to the book.
+func logged(pools []*model.Pool) string {
+	var b strings.Builder
+	for _, p := range pools {
+		if p.Log {
+			fmt.Fprintln(&b, p.Name, p.Addresses, p.Masquerade, p.From, p.Block)
+		}
+	}
+	return b.String()
 }
 
 func (l *Logger) start(cfg *model.Config, now time.Time) bool {

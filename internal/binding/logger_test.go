@@ -99,7 +99,7 @@ func (k *fakeKernel) Dump(_ context.Context, _ conntrack.Filter, fn func(conntra
 // logging starts a logger, and returns what stops it.
 func logging(t *testing.T, k *fakeKernel, cfg *model.Config) (*Logger, func()) {
 	t.Helper()
-	l := NewLogger(k, blockOf, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	l := NewLogger(k, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	l.Listen = func() (Source, error) { k.opened++; return k, nil }
 	l.Set(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -238,7 +238,7 @@ func TestLoggerRotates(t *testing.T) {
 	k.end(web(1), true)
 	until(t, "an end", func() bool { return has(t, path, End, inside(1)) })
 	stop()
-	told, err := Who(context.Background(), []string{path, path + ".1"}, Question{Outside: web(1).Reply.Dst, At: time.Now()}, nil)
+	told, err := Who(context.Background(), []string{path, path + ".1"}, Question{Outside: web(1).Reply.Dst, At: time.Now()})
 	if err != nil || len(told.Answers) != 0 {
 		t.Errorf("%+v %v", told, err)
 	}

@@ -39,6 +39,11 @@ type Answer struct {
 	Maybe bool `json:"maybe,omitempty"`
 	// Used says, of a block, that the log has seen the client use it by then.
 	Used bool `json:"used,omitempty"`
+	// Configured says, of a block, that it follows from the configuration as it is now, for the
+	// log says nothing of the time.
+	Configured bool `json:"configured,omitempty"`
+
+	client netip.Addr
 }
 
 // Gap is a time of which the log does not tell all.
@@ -70,12 +75,12 @@ const MaxAnswers = 1000
 
 // Who reads the files of a log, in any order, compressed or not, and answers q. It keeps no
 // more than a line of each, and what fits the question.
-func Who(ctx context.Context, paths []string, q Question, blocks BlockOf) (Told, error) {
+func Who(ctx context.Context, paths []string, q Question) (Told, error) {
 	files, err := order(paths)
 	if err != nil {
 		return Told{}, err
 	}
-	w := newAsked(q, blocks)
+	w := newAsked(q)
 	if len(files) > 0 {
 		w.told.First = files[0].first
 	}
@@ -98,7 +103,6 @@ func Who(ctx context.Context, paths []string, q Question, blocks BlockOf) (Told,
 // asked is a question at work.
 type asked struct {
 	q     Question
-	of    BlockOf
 	told  Told
 	fits  [][]byte     // how the value of outside begins where a line is about the question
 	open  []*candidate // connections that fit, and are open as far as was read
@@ -119,8 +123,8 @@ type candidate struct {
 	listed  bool // in the list of all that is being read
 }
 
-func newAsked(q Question, of BlockOf) *asked {
-	w := &asked{q: q, of: of, pools: map[string]*model.Pool{}, used: map[use]bool{}}
+func newAsked(q Question) *asked {
+	w := &asked{q: q, pools: map[string]*model.Pool{}, used: map[use]bool{}}
 	w.told.Gaps, w.told.Answers = []Gap{}, []Answer{}
 	a := q.Outside
 	full := a.String() + `"`
@@ -160,6 +164,9 @@ const (
 
 // text takes a line. One about another address, as nearly all are, is not parsed.
 func (w *asked) text(text []byte) {
+	if at := bytes.Index(text, []byte(timeHead)); at > 0 {
+		text = text[at:] // what syslog put before it
+	}
 	if at := bytes.Index(text, []byte(outsideHead)); at >= 0 && bytes.HasPrefix(text, []byte(timeHead)) && len(text) > len(timeHead)+len(timeLayout) {
 		rest := text[at+len(outsideHead):]
 		if !slices.ContainsFunc(w.fits, func(f []byte) bool { return bytes.HasPrefix(rest, f) }) {
@@ -319,6 +326,15 @@ func (w *asked) answer(c *candidate, maybe bool) {
 	w.told.Answers = append(w.told.Answers, c.Answer)
 }
 
+// BlockAnswer returns whose block of the pool the port is in.
+func BlockAnswer(p *model.Pool, q Question) (Answer, bool) {
+	if p.Block == 0 || q.Proto != 0 && q.Proto != model.TCP && q.Proto != model.UDP {
+		return Answer{}, false
+	}
+	b, ok := p.ClientOf(q.Outside.Addr(), q.Outside.Port())
+	return Answer{Pool: p.Name, Inside: b.Client.String(), Block: b.Ports.String(), client: b.Client}, ok
+}
+
 // finish answers with what is open at the end of the logs, and with blocks.
 func (w *asked) finish() {
 	w.left = 0
@@ -329,33 +345,13 @@ func (w *asked) finish() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.pools)) {
 		p := w.pools[name]
-		if client, ports, ok := BlockOwner(p, w.q.Outside, w.of); ok && (w.q.Proto == 0 || ported(w.q.Proto)) {
-			w.told.Answers = append(w.told.Answers, Answer{Pool: name, Inside: client.String(), Block: ports.String(), Used: w.used[use{name, client}]})
+		if a, ok := BlockAnswer(p, w.q); ok {
+			a.Used = w.used[use{name, a.client}]
+			w.told.Answers = append(w.told.Answers, a)
 		}
 	}
 	if w.done && w.q.At.After(w.told.Last) {
 		w.told.Gaps = append(w.told.Gaps, Gap{From: w.told.Last, To: w.q.At, Why: "not watched"})
 	}
 	slices.SortStableFunc(w.told.Answers, func(a, b Answer) int { return a.Start.Compare(b.Start) })
-}
-
-// BlockOwner returns the client of a pool with blocks whose block has the port of the
-// address, and the block. It tries each client.
-func BlockOwner(p *model.Pool, outside netip.AddrPort, of BlockOf) (client netip.Addr, ports model.PortRange, ok bool) {
-	if of == nil || p.Block == 0 {
-		return client, ports, false
-	}
-	tried := 0
-	for _, x := range p.From {
-		if x.Addr().BitLen() != outside.Addr().BitLen() {
-			continue
-		}
-		for a := x.Masked().Addr(); x.Contains(a) && tried < model.MaxPoolClients; a = a.Next() {
-			tried++
-			if addr, r, ok := of(p, a); ok && addr == outside.Addr() && r.Lo <= outside.Port() && outside.Port() <= r.Hi {
-				return a, r, true
-			}
-		}
-	}
-	return client, ports, false
 }

@@ -60,7 +60,7 @@ func TestWhoAgainstTheTruth(t *testing.T) {
 				At: at(when).Add(500 * time.Millisecond)}
 			files := slices.Clone(sim.files)
 			slices.Reverse(files) // in any order
-			told, err := Who(context.Background(), files, q, nil)
+			told, err := Who(context.Background(), files, q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -203,7 +203,6 @@ func TestWhoAnswersFromBlocks(t *testing.T) {
 	z := gzip.NewWriter(f)
 	b := Book{}
 	emit := func(l Line) { z.Write(l.Append(nil)) }
-	b.SetBlocks(blockOf)
 	emit(Line{Time: noon, Event: Watch})
 	home := func(size int) []*model.Pool {
 		return []*model.Pool{pool("home", func(p *model.Pool) {
@@ -226,7 +225,7 @@ func TestWhoAnswersFromBlocks(t *testing.T) {
 		used   bool
 	}{{0, "", "", false}, {1, "10.1.0.7", "4608-5119", false}, {2, "10.1.0.7", "4608-5119", true}, {3, "10.1.0.14", "4608-4863", false}} {
 		told, err := Who(context.Background(), []string{path}, Question{Outside: netip.MustParseAddrPort("198.51.100.9:4700"),
-			At: noon.Add(time.Duration(c.hours)*time.Hour + time.Minute)}, blockOf)
+			At: noon.Add(time.Duration(c.hours)*time.Hour + time.Minute)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +235,7 @@ func TestWhoAnswersFromBlocks(t *testing.T) {
 			t.Errorf("after %d hours: %+v", c.hours, told.Answers)
 		}
 	}
-	if told, _ := Who(context.Background(), []string{path}, Question{At: noon.Add(-time.Hour)}, blockOf); told.Reaches(noon.Add(-time.Hour)) || !told.Reaches(noon.Add(time.Hour)) {
+	if told, _ := Who(context.Background(), []string{path}, Question{At: noon.Add(-time.Hour)}); told.Reaches(noon.Add(-time.Hour)) || !told.Reaches(noon.Add(time.Hour)) {
 		t.Errorf("%+v", told)
 	}
 }

@@ -32,7 +32,7 @@ func (e *Engine) build(ctx context.Context, cfg *model.Config) (*plan.Plan, erro
 		}
 		prev = &plan.Blocks{Layout: plan.ReadBlocksLayout(sets)}
 	}
-	return plan.Build(cfg, e.plan).WithBlocks(plan.NewBlocks(e.Blocked, prev)), nil
+	return plan.Build(e.bearable(cfg), e.plan).WithBlocks(plan.NewBlocks(e.Blocked, prev)), nil
 }
 
 // maxLook is how many elements of blocklists are read one by one to see whether somebody

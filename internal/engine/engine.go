@@ -73,6 +73,8 @@ type Engine struct {
 	Addresses Addresses // nil: addresses are not weir's business
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
+	// NoTimeouts says that the kernel has no ct timeouts: those of pools are left out.
+	NoTimeouts bool
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known

@@ -53,6 +53,8 @@ type Loop struct {
 	Save    func(Memory) error // keeps what is known; nil: it is lost
 	Journal *Journal           // nil: events are lost
 
+	Bindings Bindings // the log of bindings; nil: none
+
 	Kept  Keeper                                         // configurations that were taken; nil: none is kept
 	Parse func(name, text string) (*model.Config, error) // reads what was kept
 	Clock func() keep.Clock                              // for deadlines; nil: keep.Now
@@ -276,6 +278,7 @@ func (l *Loop) step(ctx context.Context) {
 	if l.Pools != nil {
 		l.Pools.Applied(l.Engine.Plan())
 	}
+	l.bind()
 	l.last = rep.Outcome()
 	l.Log.Info("applied", "change", rep.Delta.Summary(), "read", rep.Read, "plan", rep.Plan, "commit", rep.Commit)
 	l.end(ctx)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"weir/internal/binding"
 	"weir/internal/host"
 	"weir/internal/lists"
 	"weir/internal/model"
@@ -32,6 +33,8 @@ type Status struct {
 	// Connections is the kernel's table of all connections, services' and others'.
 	Connections *TableStatus `json:"connection_table,omitempty"`
 	SYNProxy    *ProxyStatus `json:"syn_proxy,omitempty"` // nil: no service has one
+	// Bindings is how the log of bindings fares; nil: nothing is logged.
+	Bindings *binding.Status `json:"bindings,omitempty"`
 	// Egress is what of egress pools is full or nearly so, the worst first.
 	Egress []EgressAlarm `json:"egress,omitempty"`
 }
