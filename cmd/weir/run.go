@@ -71,6 +71,9 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return err
 	}
 	defer k.close()
+	if k.NoTimeouts {
+		log.Warn("this kernel has no conntrack timeouts but the sysctls' (CONFIG_NF_CONNTRACK_TIMEOUT): those of egress pools have no effect")
+	}
 	events, err := k.conn.Monitor(ctx)
 	if err != nil {
 		return err
