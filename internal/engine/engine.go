@@ -257,7 +257,7 @@ func (e *Engine) addresses(ctx context.Context, rep *Report) error {
 	return err
 }
 
-// WantedAddresses returns the addresses that weir holds for the services that say so.
+// WantedAddresses returns the addresses that weir holds for the services and pools that say so.
 func WantedAddresses(cfg *model.Config) []vip.Want {
 	var want []vip.Want
 	for _, s := range cfg.Services {
@@ -266,6 +266,14 @@ func WantedAddresses(cfg *model.Config) []vip.Want {
 		}
 		for _, l := range s.Listen {
 			want = append(want, vip.Want{Dev: s.Assign, Addr: l.Addr})
+		}
+	}
+	for _, p := range cfg.Egress {
+		if p.Assign == "" {
+			continue
+		}
+		for _, a := range append(p.Addrs(model.IPv4), p.Addrs(model.IPv6)...) {
+			want = append(want, vip.Want{Dev: p.Assign, Addr: a})
 		}
 	}
 	return want
