@@ -54,6 +54,12 @@ func egressSite(t *testing.T, clients, addresses int, more string) *site {
 	return s
 }
 
+// fill opens n connections of each client, which must come about, and keeps them open.
+func (s *site) fill(t *testing.T, network string, target netip.AddrPort, n int, clients ...*lab.Host) *flows {
+	t.Helper()
+	return s.crowd(t, crowd{network, target, n, 32, long}, clients...)
+}
+
 const hundred = ", ports: 2000-2099"
 
 // TestEgressUsage opens connections through a pool and compares what weir counts, running or
@@ -80,7 +86,7 @@ func TestEgressUsage(t *testing.T) {
 	}
 	eachFlow(t, func(t *testing.T, network string, f model.Family) {
 		s.forget()
-		got := s.crowd(t, network, s.far(f, 0), 30, s.Backends...)
+		got := s.fill(t, network, s.far(f, 0), 30, s.Backends...)
 		if got.lost > 0 || len(got.seen) != 60 {
 			t.Fatalf("%d flows, %d lost", len(got.seen), got.lost)
 		}
@@ -101,7 +107,7 @@ func TestEgressUsage(t *testing.T) {
 	}
 	s.stop()
 	s.forget()
-	got := s.crowd(t, "udp", s.far(model.IPv6, 0), 10, s.Backends...)
+	got := s.fill(t, "udp", s.far(model.IPv6, 0), 10, s.Backends...)
 	compare(t, "udp", model.IPv6, got)
 	if r := s.weir("egress", "nosuch"); r.code != 2 {
 		t.Errorf("%d %s", r.code, r.stderr)
@@ -127,7 +133,7 @@ func TestEgressWarns(t *testing.T) {
 			more int
 			want string
 		}{{156, ""}, {6, "warning"}, {30, "error"}} {
-			s.crowd(t, "udp", s.far(f, 0), step.more, s.Backends...)
+			s.fill(t, "udp", s.far(f, 0), step.more, s.Backends...)
 			if step.want == "" { // nothing to wait for but a look
 				s.egress()
 			}
@@ -164,18 +170,18 @@ func TestEgressRelief(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f model.Family) {
 		full := poolAddr(f, 1)
 		relieved := func() int { return addressOf(t, s.egress(), full).Relieved }
-		byHand := s.crowd(t, "tcp", s.far(f, 0), 100, hand)
+		byHand := s.fill(t, "tcp", s.far(f, 0), 100, hand)
 		await(t, "relief", func() bool { return relieved() == 1 })
 		s.awaitSaid(s.far(f, 0).String() + " avoid " + full.String())
 		before, _, _ := s.failures()
-		got := s.crowd(t, "tcp", s.far(f, 0), 150, s.Backends[0])
+		got := s.fill(t, "tcp", s.far(f, 0), 150, s.Backends[0])
 		if got.lost > 0 || len(got.seen) != 150 || got.addrs()[full] > 0 {
 			t.Errorf("%d lost, seen %v", got.lost, got.addrs())
 		}
 		if after, _, _ := s.failures(); after != before {
 			t.Errorf("%d connections failed on the way", after-before)
 		}
-		if other := s.crowd(t, "tcp", s.far(f, 1), 40, s.Backends[0]); other.addrs()[full] != 10 {
+		if other := s.fill(t, "tcp", s.far(f, 1), 40, s.Backends[0]); other.addrs()[full] != 10 {
 			t.Errorf("to another destination: %v", other.addrs())
 		}
 		// The far side must have seen their end, or it takes new ones from the same ports for them.
@@ -189,7 +195,7 @@ func TestEgressRelief(t *testing.T) {
 		s.forget()
 		awaitWithin(t, 3*patience, "no relief", func() bool { return relieved() == 0 })
 		s.awaitSaid(s.far(f, 0).String() + " go to all addresses again")
-		if again := s.crowd(t, "tcp", s.far(f, 0), 40, s.Backends[0]); again.addrs()[full] != 10 {
+		if again := s.fill(t, "tcp", s.far(f, 0), 40, s.Backends[0]); again.addrs()[full] != 10 {
 			t.Errorf("with room again: %v", again.addrs())
 		}
 	})
@@ -222,11 +228,15 @@ func TestEgressStableWhenFull(t *testing.T) {
 			t.Parallel()
 			s := egressSite(t, 1, 4, ", ports: 2000-2049, spread: client, when_full: "+when)
 			eachFamily(t, func(t *testing.T, f model.Family) {
-				first := s.crowd(t, "tcp", s.far(f, 0), 40, s.Backends[0])
+				first := s.fill(t, "tcp", s.far(f, 0), 40, s.Backends[0])
 				if len(first.addrs()) != 1 || first.lost > 0 {
 					t.Fatalf("a client's connections: %v, %d lost", first.addrs(), first.lost)
 				}
-				more := s.crowd(t, "tcp", s.far(f, 0), 40, s.Backends[0])
+				within := long
+				if when == "fail" {
+					within = short
+				}
+				more := s.crowd(t, crowd{"tcp", s.far(f, 0), 40, 40, within}, s.Backends[0])
 				p := s.egress()
 				if when == "spill" {
 					if more.lost > 0 || len(more.addrs()) < 2 {
@@ -256,19 +266,19 @@ func TestEgressDrain(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f model.Family) {
 		one, two := poolAddr(f, 1), poolAddr(f, 2)
 		stateOf := func(a netip.Addr) state.Name { return addressOf(t, s.egress(), a).State }
-		open := s.crowd(t, "tcp", s.far(f, 0), 30, s.Backends[0])
+		open := s.fill(t, "tcp", s.far(f, 0), 30, s.Backends[0])
 		if len(open.addrs()) != 3 {
 			t.Fatal(open.addrs())
 		}
 		if text := s.must("egress", "drain", one.String()); !strings.Contains(text, "draining") {
 			t.Error(text)
 		}
-		fresh := s.crowd(t, "tcp", s.far(f, 0), 30, s.Backends[0])
+		fresh := s.fill(t, "tcp", s.far(f, 0), 30, s.Backends[0])
 		if fresh.addrs()[one] > 0 || fresh.lost > 0 {
 			t.Errorf("new connections: %v, %d lost", fresh.addrs(), fresh.lost)
 		}
 		for _, c := range open.open {
-			if _, err := question(t, c, "tcp"); err != nil {
+			if _, err := question(t, c, patience); err != nil {
 				t.Errorf("an open connection: %v", err)
 			}
 		}
@@ -282,7 +292,7 @@ func TestEgressDrain(t *testing.T) {
 		if a := addressOf(t, s.egress(), one); a.State != state.Draining || a.Connections != 10 {
 			t.Errorf("after kill -9: %+v", a)
 		}
-		if fresh := s.crowd(t, "tcp", s.far(f, 0), 10, s.Backends[0]); fresh.addrs()[one] > 0 {
+		if fresh := s.fill(t, "tcp", s.far(f, 0), 10, s.Backends[0]); fresh.addrs()[one] > 0 {
 			t.Errorf("after kill -9: %v", fresh.addrs())
 		}
 		s.must("egress", "drain", two.String(), "--deadline", "1s")
@@ -305,7 +315,7 @@ func TestEgressDrain(t *testing.T) {
 		}
 		s.must("egress", "enable", one.String())
 		s.must("egress", "enable", two.String())
-		if again := s.crowd(t, "tcp", s.far(f, 0), 30, s.Backends[0]); len(again.addrs()) != 3 {
+		if again := s.fill(t, "tcp", s.far(f, 0), 30, s.Backends[0]); len(again.addrs()) != 3 {
 			t.Errorf("enabled again: %v", again.addrs())
 		}
 	})
@@ -324,7 +334,7 @@ func TestEgressTakenPorts(t *testing.T) {
 	await(t, "the port is taken", func() bool { p := s.egress(); return p.Taken == 1 && p.Addresses[0].Ports == 7 })
 	awaitApplied(t, s)
 	eachFamily(t, func(t *testing.T, f model.Family) {
-		got := s.crowd(t, "udp", s.far(f, 0), 7, s.Backends[0])
+		got := s.fill(t, "udp", s.far(f, 0), 7, s.Backends[0])
 		if got.lost > 3 { // by turns of the parts that it cuts, a search may end in a full one
 			t.Errorf("%d of 7 lost", got.lost)
 		}
