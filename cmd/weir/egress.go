@@ -257,6 +257,9 @@ func (e *env) egressUses(p engine.EgressPool) error {
 }
 
 func (e *env) egressFailures(st engine.EgressStatus) error {
+	if old := st.At.Sub(st.Dump.At); old > 2*time.Second {
+		fmt.Fprintf(e.stdout, "\nports in use are of %s ago: to look at the connection table took %.0f ms\n", age(st.At, st.Dump.At), st.Dump.TookMS)
+	}
 	f := st.Failures
 	if !st.Running {
 		return nil

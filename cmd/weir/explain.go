@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -199,6 +200,10 @@ func conclusion(x plan.Explanation) string {
 		return fmt.Sprintf("=> %s: dropped (%s)", packet, by)
 	case x.Forward == model.ForwardLocal.String() && x.Verdict == string(ruleset.Accepted):
 		return fmt.Sprintf("=> %s: %s gets it, a program on this box", packet, x.Service)
+	case x.Service == "" && x.Pool != "" && x.Verdict != string(ruleset.Accepted):
+		return fmt.Sprintf("=> %s: dropped: pool %s has no source left for it", packet, x.Pool)
+	case x.Service == "" && x.Pool != "":
+		return fmt.Sprintf("=> %s: leaves with a source of pool %s: %s", packet, x.Pool, sourceWords(x))
 	case x.Service == "" && by != "":
 		return fmt.Sprintf("=> %s: let through (%s); no service listens there", packet, by)
 	case x.Service == "":
@@ -208,10 +213,7 @@ func conclusion(x plan.Explanation) string {
 	case x.Verdict != string(ruleset.Accepted):
 		return fmt.Sprintf("=> %s: %s refuses it (%s)", packet, x.Service, x.Verdict)
 	}
-	source := "which sees " + x.Source + " as its client"
-	if x.Source == "masquerade" {
-		source = "which sees this box as its client"
-	}
+	source := "which sees " + sourceWords(x) + " as its client"
 	if x.Backend == "" {
 		s := fmt.Sprintf("=> %s: %s gives it to the next in turn, one of:", packet, x.Service)
 		for _, c := range x.Candidates {
@@ -224,4 +226,21 @@ func conclusion(x plan.Explanation) string {
 		why = ", as the rest of its connection"
 	}
 	return fmt.Sprintf("=> %s: %s gives it to %s%s, %s", packet, x.Service, x.Backend, why, source)
+}
+
+// sourceWords says what the far side sees.
+func sourceWords(x plan.Explanation) string {
+	words := x.Source
+	switch {
+	case len(x.Sources) > 8:
+		words = fmt.Sprintf("the next in turn of %s and %d more", strings.Join(x.Sources[:8], ", "), len(x.Sources)-8)
+	case len(x.Sources) > 0:
+		words = "the next in turn of " + strings.Join(x.Sources, ", ")
+	case x.Source == "masquerade":
+		words = "this box"
+	}
+	if x.SourcePorts != "" {
+		words += " (port " + x.SourcePorts + ")"
+	}
+	return words
 }

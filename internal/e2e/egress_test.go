@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,40 +47,56 @@ type flows struct {
 	lost int
 }
 
-// crowd opens n connections of each client to the target at once, and keeps those that are
-// answered. A TCP client tries for as long as its SYN is sent again; a UDP client asks thrice.
-func (s *site) crowd(t *testing.T, network string, target netip.AddrPort, n int, clients ...*lab.Host) *flows {
+// crowd is connections to open and to keep open.
+type crowd struct {
+	network string
+	target  netip.AddrPort
+	each    int           // of each client
+	width   int           // how many are opened at a time
+	within  time.Duration // for how long one may try again until it is answered
+}
+
+const (
+	long  = 20 * time.Second // for connections that must come about
+	short = 2 * time.Second  // for those that must not
+)
+
+// crowd opens the connections and keeps those that are answered.
+func (s *site) crowd(t *testing.T, c crowd, clients ...*lab.Host) *flows {
 	t.Helper()
 	f := &flows{seen: map[netip.AddrPort]int{}}
 	t.Cleanup(f.close)
 	var wg sync.WaitGroup
-	room := make(chan struct{}, 400)
-	for range n {
-		for _, c := range clients {
+	room := make(chan struct{}, c.width)
+	for range c.each {
+		for _, client := range clients {
 			room <- struct{}{}
-			wg.Go(func() { f.one(t, c, network, target); <-room })
+			wg.Go(func() { f.one(t, client, c); <-room })
 		}
 	}
 	wg.Wait()
 	return f
 }
 
-// firstPatience is how long a flow may take to be answered: some SYNs and their repetitions.
-const firstPatience = 4 * time.Second
-
-func (f *flows) one(t *testing.T, client *lab.Host, network string, target netip.AddrPort) {
-	ctx, cancel := context.WithTimeout(t.Context(), firstPatience)
-	defer cancel()
-	from := netip.AddrPortFrom(addrOf(client, model.FamilyOf(target.Addr())), 0)
-	c, err := client.Dial(ctx, network, from.String(), target.String())
+func (f *flows) one(t *testing.T, client *lab.Host, c crowd) {
+	from := netip.AddrPortFrom(addrOf(client, model.FamilyOf(c.target.Addr())), 0)
+	var conn net.Conn
 	var a answer
-	if err == nil {
-		a, err = question(t, c, network)
+	err := errors.New("not tried")
+	for end := time.Now().Add(c.within); err != nil && time.Now().Before(end); {
+		if conn == nil {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			conn, err = client.Dial(ctx, c.network, from.String(), c.target.String())
+			cancel()
+		}
+		if conn != nil {
+			a, err = question(t, conn, 500*time.Millisecond)
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c != nil {
-		f.open = append(f.open, c)
+	if conn != nil {
+		f.open = append(f.open, conn)
 	}
 	if err != nil {
 		f.lost++
@@ -88,27 +105,21 @@ func (f *flows) one(t *testing.T, client *lab.Host, network string, target netip
 	f.seen[a.seen]++
 }
 
-// question asks on an open connection.
-func question(t *testing.T, c net.Conn, network string) (answer, error) {
-	tries := 1
-	if strings.HasPrefix(network, "udp") {
-		tries = 3
+// question asks once on an open connection.
+func question(t *testing.T, c net.Conn, within time.Duration) (answer, error) {
+	if err := c.SetDeadline(time.Now().Add(within)); err != nil {
+		return answer{}, err
 	}
-	var err error
-	for range tries {
-		if err = c.SetDeadline(time.Now().Add(firstPatience / time.Duration(tries))); err != nil {
-			return answer{}, err
-		}
-		if _, err = c.Write([]byte("?\n")); err != nil {
-			continue
-		}
-		buf := make([]byte, 200)
-		var n int
-		if n, err = c.Read(buf); err == nil {
-			return parseAnswer(t, strings.TrimSpace(string(buf[:n]))), nil
-		}
+	if _, err := c.Write([]byte("?\n")); err != nil {
+		return answer{}, err
 	}
-	return answer{}, err
+	buf := make([]byte, 200)
+	n, err := c.Read(buf)
+	if err != nil {
+		return answer{}, err
+	}
+	line, _, _ := strings.Cut(string(buf[:n]), "\n") // a question that was asked again may be answered twice
+	return parseAnswer(t, line), nil
 }
 
 func (f *flows) close() {
@@ -164,8 +175,8 @@ func TestEgressFlowUsesAllOfThePool(t *testing.T) {
 		t.Run(fmt.Sprintf("%d clients", clients), func(t *testing.T) {
 			s := newSite(t, 1, clients)
 			s.serveFar()
-			fill := func(t *testing.T, network string, f model.Family) *flows {
-				got := s.crowd(t, network, s.far(f, 0), 400/clients, s.Backends...)
+			fill := func(t *testing.T, network string, f model.Family, within time.Duration) *flows {
+				got := s.crowd(t, crowd{network, s.far(f, 0), 400 / clients, 400, within}, s.Backends...)
 				got.close()
 				return got
 			}
@@ -174,7 +185,7 @@ func TestEgressFlowUsesAllOfThePool(t *testing.T) {
 				"add rule inet plain out oifname " + lab.OutsideDev + " meta l4proto udp snat ip to 192.0.2.1-192.0.2.4:2000-2099; " +
 				"add rule inet plain out oifname " + lab.OutsideDev + " meta l4proto udp snat ip6 to [2001:db8:99::1]-[2001:db8:99::4]:2000-2099")
 			eachFamily(t, func(t *testing.T, f model.Family) {
-				got := fill(t, "udp", f)
+				got := fill(t, "udp", f, short)
 				plain[f.String()] = len(got.seen)
 				if clients == 1 && len(got.seen) > 100 {
 					t.Errorf("the kernel's range: %d of 400 flows, want one address's 100", len(got.seen))
@@ -184,7 +195,7 @@ func TestEgressFlowUsesAllOfThePool(t *testing.T) {
 			s.forget()
 			s.apply(pools("name: all, out: " + lab.OutsideDev + ", addresses: " + poolRange(1, 4) + ", ports: 2000-2099"))
 			eachFlow(t, func(t *testing.T, network string, f model.Family) {
-				got := fill(t, network, f)
+				got := fill(t, network, f, long)
 				if len(got.seen) != 400 || got.lost != 0 {
 					t.Errorf("%d of 400 flows, %d lost", len(got.seen), got.lost)
 				}
@@ -289,6 +300,31 @@ func TestEgressOfAService(t *testing.T) {
 		a := s.from(t, s.Clients[0], network, target)
 		if a.Addr() != s.inside(model.FamilyOf(target.Addr())) || network != "sctp" && (a.Port() < 5000 || a.Port() > 5999) {
 			t.Errorf("the backend sees %s", a)
+		}
+	})
+}
+
+// TestEgressLeavesListenersAlone has a pool that masquerades, on a box with services on some of
+// the pool's ports: all ports are used but those.
+func TestEgressLeavesListenersAlone(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 1)
+	s.serveFar()
+	list := backendList(on("", s.Backends...)...)
+	s.apply(pools("name: box, out: "+lab.OutsideDev+", addresses: masquerade, ports: [5000-5019, 5030-5039]") +
+		services(service("five", listenOn(2, "5005/tcp", "5010-5012/udp", "5035/tcp"), list)))
+	eachFlow(t, func(t *testing.T, network string, f model.Family) {
+		// Which ports the kernel tries depends on chance, so it may take some attempts to
+		// have them all; connections beyond find none.
+		got := s.crowd(t, crowd{network, s.far(f, 0), 40, 40, short}, s.Backends...)
+		got.close()
+		if len(got.seen) > 25 || len(got.seen) < 20 {
+			t.Errorf("%d flows, want those of 25 ports", len(got.seen))
+		}
+		for a := range got.seen {
+			if slices.Contains([]uint16{5005, 5010, 5011, 5012, 5035}, a.Port()) {
+				t.Errorf("%s was handed out, and a service listens there", a)
+			}
 		}
 	})
 }

@@ -135,9 +135,9 @@ func (l *Ledger) room(pd poolDest) (addrs, ports int) {
 		if p.Model.Name != pd.pool {
 			continue
 		}
-		for i, a := range p.Addrs {
+		for _, a := range p.Addrs {
 			if a.Is4() == pd.dest.To.Addr().Is4() && !p.drained(a) {
-				addrs, ports = addrs+1, ports+p.count[i]
+				addrs, ports = addrs+1, ports+p.count
 			}
 		}
 	}

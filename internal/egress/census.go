@@ -78,7 +78,7 @@ func (c *Census) Add(outside netip.AddrPort, d Dest) bool {
 		return false
 	}
 	c.flows[at.pool][at.addr]++
-	if d.Proto != model.TCP && d.Proto != model.UDP || !c.pools[at.pool].usable(int(at.addr), outside.Port()) {
+	if d.Proto != model.TCP && d.Proto != model.UDP || !c.pools[at.pool].usable(outside.Port()) {
 		return true
 	}
 	k := pack(at, d)

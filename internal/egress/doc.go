@@ -56,81 +56,37 @@ type Pool struct {
 	// Addrs are its addresses, sorted: those of the model, or what the devices of one that
 	// masquerades hold.
 	Addrs []netip.Addr
-	ports [][]model.PortRange // of each address: what is usable, sorted
-	count []int               // how many that are
+	ports []model.PortRange // that each address hands out
+	count int               // how many that are
 }
 
-// NewPool returns the pool of m, whose Taken ports are no part of it. held are the addresses
-// that a pool of the word masquerade has.
-func NewPool(m *model.Pool, held []netip.Addr) *Pool {
-	p := &Pool{Model: m, Addrs: slices.Clone(held)}
+// NewPool returns the pool of m, which hands out those ports. held are the addresses that a
+// pool of the word masquerade has.
+func NewPool(m *model.Pool, ports []model.PortRange, held []netip.Addr) *Pool {
+	p := &Pool{Model: m, ports: ports, Addrs: slices.Clone(held)}
 	if !m.Masquerade {
-		p.Addrs = nil
-		for _, r := range m.Addresses {
-			for a := r.Lo; a.IsValid() && a.Compare(r.Hi) <= 0; a = a.Next() {
-				p.Addrs = append(p.Addrs, a)
-			}
-		}
+		p.Addrs = append(m.Addrs(model.IPv4), m.Addrs(model.IPv6)...)
 	}
 	slices.SortFunc(p.Addrs, netip.Addr.Compare)
 	p.Addrs = slices.Compact(p.Addrs)
-	own := map[netip.Addr][]uint16{}
-	for _, t := range m.Taken {
-		own[t.Addr] = append(own[t.Addr], t.Port)
-	}
-	common := without(m.Ports, own[netip.Addr{}])
-	for _, a := range p.Addrs {
-		ports := common
-		if len(own[a]) > 0 {
-			ports = without(common, own[a])
-		}
-		n := 0
-		for _, r := range ports {
-			n += r.Len()
-		}
-		p.ports, p.count = append(p.ports, ports), append(p.count, n)
+	for _, r := range ports {
+		p.count += r.Len()
 	}
 	return p
-}
-
-// without returns the ranges less those ports.
-func without(ranges []model.PortRange, ports []uint16) []model.PortRange {
-	for _, t := range ports {
-		var out []model.PortRange
-		for _, r := range ranges {
-			if !r.Contains(t) {
-				out = append(out, r)
-				continue
-			}
-			if r.Lo < t {
-				out = append(out, model.PortRange{Lo: r.Lo, Hi: t - 1})
-			}
-			if t < r.Hi {
-				out = append(out, model.PortRange{Lo: t + 1, Hi: r.Hi})
-			}
-		}
-		ranges = out
-	}
-	return ranges
 }
 
 // Ports returns how many source ports the address has for each destination; 0 for one that is
 // not of the pool.
 func (p *Pool) Ports(a netip.Addr) int {
-	if i, ok := slices.BinarySearchFunc(p.Addrs, a, netip.Addr.Compare); ok {
-		return p.count[i]
+	if _, ok := slices.BinarySearchFunc(p.Addrs, a, netip.Addr.Compare); ok {
+		return p.count
 	}
 	return 0
 }
 
-// usable reports whether address i of the pool hands out the port.
-func (p *Pool) usable(i int, port uint16) bool {
-	for _, r := range p.ports[i] {
-		if r.Contains(port) {
-			return true
-		}
-	}
-	return false
+// usable reports whether the pool hands out the port.
+func (p *Pool) usable(port uint16) bool {
+	return slices.ContainsFunc(p.ports, func(r model.PortRange) bool { return r.Contains(port) })
 }
 
 // drained reports whether new connections do not get the address.

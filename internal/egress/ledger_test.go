@@ -53,11 +53,9 @@ func counts(n map[string]uint64) (out []New) {
 }
 
 func TestPorts(t *testing.T) {
-	m := poolOf("a", "198.51.100.1", "198.51.100.3", model.PortRange{Lo: 1000, Hi: 1099}, model.PortRange{Lo: 2000, Hi: 2000})
-	m.Taken = []model.TakenPort{{Port: 1050}, {Addr: addr("198.51.100.2"), Port: 1000}, {Addr: addr("198.51.100.2"), Port: 2000},
-		{Addr: addr("198.51.100.2"), Port: 22}}
-	p := NewPool(m, nil)
-	for a, want := range map[string]int{"198.51.100.1": 100, "198.51.100.2": 98, "198.51.100.3": 100, "198.51.100.4": 0} {
+	m := poolOf("a", "198.51.100.1", "198.51.100.3", model.DefaultPoolPorts)
+	p := NewPool(m, []model.PortRange{{Lo: 1000, Hi: 1049}, {Lo: 1051, Hi: 1099}, {Lo: 2000, Hi: 2000}}, nil)
+	for a, want := range map[string]int{"198.51.100.1": 100, "198.51.100.2": 100, "198.51.100.4": 0} {
 		if got := p.Ports(addr(a)); got != want {
 			t.Errorf("%s: %d ports, want %d", a, got, want)
 		}
@@ -71,14 +69,14 @@ func TestPorts(t *testing.T) {
 		t.Error("an address of no pool was taken for one")
 	}
 	u := c.Uses()
-	if len(u) != 1 || u[0].InUse != 1 || c.Flows(addr("198.51.100.2")) != 6 {
-		t.Errorf("uses %+v, flows %d; only port 1051 is the pool's to give", u, c.Flows(addr("198.51.100.2")))
+	if len(u) != 1 || u[0].InUse != 3 || c.Flows(addr("198.51.100.2")) != 6 {
+		t.Errorf("uses %+v, flows %d; ports 1000, 1051 and 2000 are the pool's to give", u, c.Flows(addr("198.51.100.2")))
 	}
 }
 
 func TestMasquerade(t *testing.T) {
 	m := &model.Pool{Name: "m", Masquerade: true, Ports: []model.PortRange{model.DefaultPoolPorts}}
-	p := NewPool(m, []netip.Addr{addr("2001:db8::1"), addr("198.51.100.1")})
+	p := NewPool(m, m.Ports, []netip.Addr{addr("2001:db8::1"), addr("198.51.100.1")})
 	if p.Ports(addr("2001:db8::1")) != 64512 || p.Ports(addr("198.51.100.1")) != 64512 {
 		t.Errorf("%+v", p)
 	}
@@ -87,7 +85,7 @@ func TestMasquerade(t *testing.T) {
 // Whatever the room, nothing that is busy is lost, and no count is more wrong than it says.
 func TestCensusIsBounded(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	p := NewPool(poolOf("a", "198.51.100.1", "198.51.100.4", model.DefaultPoolPorts), nil)
+	p := NewPool(poolOf("a", "198.51.100.1", "198.51.100.4", model.DefaultPoolPorts), []model.PortRange{model.DefaultPoolPorts}, nil)
 	for _, watched := range []bool{false, true} {
 		var watch []Key
 		if watched {
@@ -135,7 +133,7 @@ func oneHundred() *model.Pool {
 func ledgerOf(m ...*model.Pool) *Ledger {
 	var pools []*Pool
 	for _, p := range m {
-		pools = append(pools, NewPool(p, nil))
+		pools = append(pools, NewPool(p, p.Ports, nil))
 	}
 	return NewLedger(pools)
 }
@@ -374,7 +372,7 @@ func TestLoad(t *testing.T) {
 	dump(l, start, map[string]int{"198.51.100.1": 40, "198.51.100.4": 99, "198.51.100.77": 9})
 	l.Counted(after(1), counts(map[string]uint64{"198.51.100.4": 3, "198.51.100.77": 4}))
 	less := poolOf("apis", "198.51.100.3", "198.51.100.4", m.Ports...)
-	l.Load([]*Pool{NewPool(less, nil)})
+	l.Load([]*Pool{NewPool(less, less.Ports, nil)})
 	if l.Total(addr("198.51.100.4")) != 3 || l.Total(addr("198.51.100.77")) != 0 {
 		t.Error("totals")
 	}

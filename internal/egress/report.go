@@ -53,7 +53,7 @@ func (l *Ledger) Report(pool, most int) PoolReport {
 	out := PoolReport{Name: p.Model.Name, Hold: l.holds[pool], Uses: []UseReport{}}
 	at := map[netip.Addr]int{}
 	for i, a := range p.Addrs {
-		r := AddrReport{Addr: a, Drained: p.drained(a), Ports: p.count[i], Total: l.totals[a], FullIn: math.NaN()}
+		r := AddrReport{Addr: a, Drained: p.drained(a), Ports: p.count, Total: l.totals[a], FullIn: math.NaN()}
 		if place := l.index[a]; int(place.pool) == pool {
 			r.Flows, _ = l.Flows(a)
 		}

@@ -34,6 +34,7 @@ type PoolsFound struct {
 	Taken  map[string][]model.TakenPort // by pool
 	Relief map[string][]model.Relief    // by pool
 	Left   map[netip.Addr]int           // connections of watched addresses, of those where it is known
+	Dumped time.Time                    // when the dump began of which this is
 	Alarms []egress.Alarm               // what is full or nearly so, the worst first
 	News   []Event                      // to be told; without a time
 }
@@ -44,12 +45,16 @@ var ErrNoAddress = errors.New("no egress pool has that address")
 // ErrLastAddress says that a drain would leave a pool without an address.
 var ErrLastAddress = errors.New("it is the last address that takes new connections")
 
+// cutAgain is after what time connections that are still there are ended again.
+const cutAgain = 10 * time.Second
+
 // drain is an address that takes no new connections by an operator's word.
 type drain struct {
 	state.Word
 	left int // connections; state.NotCounted: not known yet
 	free time.Time
-	cut  bool // the deadline is over, and its connections are being ended
+	from time.Time // when the kernel began to do so; zero: not yet
+	cut  time.Time // when its connections were ended, for the deadline was over
 }
 
 // pooled is the Loop's part of egress pools.
@@ -211,7 +216,7 @@ func (l *Loop) drainAddress(by *state.Operator, a netip.Addr, until time.Time) e
 	}
 	was := state.Word{}
 	if old != nil {
-		was, d.left, d.free = old.Word, old.left, old.free
+		was, d.left, d.free, d.from = old.Word, old.left, old.free, old.from
 	}
 	d.Word = state.Word{Admin: state.Drain, Deadline: until}.After(was, l.Now(), by)
 	l.drains[a] = d
@@ -261,12 +266,9 @@ func (l *Loop) watchDrains() {
 
 // countDrains notes which drained addresses are free now.
 func (l *Loop) countDrains() {
-	if l.pending {
-		return // new connections may still get them
-	}
 	for a, d := range l.drains {
 		n, known := l.usage.Left[a]
-		if !known || !d.free.IsZero() || !l.isDrained(a) {
+		if !known || !d.free.IsZero() || d.from.IsZero() || !l.usage.Dumped.After(d.from) {
 			continue
 		}
 		d.left = n
@@ -278,6 +280,18 @@ func (l *Loop) countDrains() {
 		l.Log.Info("egress", "address", a, "message", words)
 		l.note(Event{Kind: "egress", Pool: l.poolName(a), Address: a.String(), From: string(state.Draining), To: string(state.Drained), Message: words})
 		l.watchDrains()
+	}
+}
+
+// drainsApplied notes which drains the kernel does now.
+func (l *Loop) drainsApplied() {
+	for a, d := range l.drains {
+		switch is := l.isDrained(a); {
+		case !is:
+			d.from = time.Time{}
+		case d.from.IsZero():
+			d.from = l.Now()
+		}
 	}
 }
 
@@ -295,11 +309,14 @@ func (l *Loop) poolName(a netip.Addr) string {
 
 // dueDrains ends connections of addresses whose time to drain is over.
 func (l *Loop) dueDrains() {
+	if l.Pools == nil {
+		return
+	}
 	for a, d := range l.drains {
-		if d.cut || d.Deadline.IsZero() || !d.free.IsZero() || l.Now().Before(d.Deadline) || l.pending || !l.isDrained(a) || l.Pools == nil {
+		if d.Deadline.IsZero() || !d.free.IsZero() || d.from.IsZero() || l.Now().Before(d.Deadline) || l.Now().Sub(d.cut) < cutAgain {
 			continue
 		}
-		d.cut = true
+		d.cut = l.Now()
 		l.Log.Info("egress", "address", a, "message", "the time to drain is over: its connections are ended")
 		l.Pools.Cut(a)
 	}

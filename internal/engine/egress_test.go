@@ -144,12 +144,12 @@ func TestDrainAddress(t *testing.T) {
 		}
 		return out
 	}
-	p.find(engine.PoolsFound{Left: map[netip.Addr]int{one: 3}})
+	p.find(engine.PoolsFound{Left: map[netip.Addr]int{one: 3}, Dumped: time.Now()})
 	view(t, l)
 	if got := states(); !slices.Equal(got, []state.Name{state.Draining, state.Up}) {
 		t.Error(got)
 	}
-	p.find(engine.PoolsFound{Left: map[netip.Addr]int{one: 0}})
+	p.find(engine.PoolsFound{Left: map[netip.Addr]int{one: 0}, Dumped: time.Now()})
 	for deadline := time.Now().Add(10 * time.Second); !slices.Equal(states(), []state.Name{state.Drained, state.Up}); {
 		if time.Now().After(deadline) {
 			t.Fatal(states())

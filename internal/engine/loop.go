@@ -275,6 +275,7 @@ func (l *Loop) step(ctx context.Context) {
 		return
 	}
 	l.pending, l.pause = false, 0
+	l.drainsApplied()
 	if l.Pools != nil {
 		l.Pools.Applied(l.Engine.Plan())
 	}

@@ -61,7 +61,7 @@ type Meter struct {
 	ledger   *egress.Ledger
 	taken    *takenPorts
 	of       *plan.Plan // that ledger is loaded with
-	held     string     // of pools that masquerade, as words
+	held     string     // and what else: see poolsOf
 	crowded  map[poolDest]bool
 	relieved map[poolDest]string // without whom
 	problems map[string]string   // by what could not be done
@@ -138,16 +138,20 @@ func (m *Meter) Cut(a netip.Addr) {
 // Run looks until ctx ends.
 func (m *Meter) Run(ctx context.Context) {
 	m.init()
+	defer func() { answer(m.waiting()) }()
 	for {
+		var waiting []chan struct{}
 		wait := time.Hour // until there are pools
 		if p := m.current(); p != nil && len(p.Config.Egress) > 0 {
-			took := m.Look(ctx, false)
+			waiting = m.waiting()
+			took := m.look(ctx, len(waiting) > 0, false)
 			wait = max(meterEvery, meterShare*took)
+		} else {
+			waiting = m.waiting()
 		}
-		m.answer()
+		answer(waiting)
 		select {
 		case <-ctx.Done():
-			m.answer()
 			return
 		case <-m.kick:
 		case <-time.After(wait):
@@ -161,17 +165,24 @@ func (m *Meter) current() *plan.Plan {
 	return m.plan
 }
 
-// answer tells those who wait that there was a look.
-func (m *Meter) answer() {
+// waiting returns those who wait for a look.
+func (m *Meter) waiting() []chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, c := range m.asked {
-		close(c)
-	}
+	list := m.asked
 	m.asked = nil
+	return list
 }
 
-// Fresh waits until Run has looked again; with a dump if the last is older than a second.
+// answer tells them that there was one.
+func answer(list []chan struct{}) {
+	for _, c := range list {
+		close(c)
+	}
+}
+
+// Fresh waits until Run has looked again; with a dump if the last is older than a second, or
+// than ten times as long as it took.
 func (m *Meter) Fresh(ctx context.Context) error {
 	m.init()
 	done := make(chan struct{})
@@ -192,6 +203,11 @@ func (m *Meter) Fresh(ctx context.Context) error {
 // called while Run runs.
 func (m *Meter) Look(ctx context.Context, dump bool) time.Duration {
 	m.init()
+	return m.look(ctx, dump, dump)
+}
+
+// look is Look; asked says that somebody waits for it.
+func (m *Meter) look(ctx context.Context, asked, dump bool) time.Duration {
 	p := m.current()
 	m.load(p)
 	start := m.Now()
@@ -201,7 +217,7 @@ func (m *Meter) Look(ctx context.Context, dump bool) time.Duration {
 		m.ledger.Counted(start, news)
 	}
 	m.problem("the counters of new connections could not be read", err)
-	if dump || m.dumpDue(took) {
+	if dump || m.dumpDue(took, asked) {
 		m.dump(ctx)
 	}
 	m.cut(ctx)
@@ -222,7 +238,8 @@ func (m *Meter) load(p *plan.Plan) {
 	m.of, m.held = p, held
 }
 
-// poolsOf returns the pools of p with their addresses, and those of the devices as words.
+// poolsOf returns the pools of p with their addresses and ports, and what of that does not
+// follow from the pools themselves as words.
 func poolsOf(p *plan.Plan, look *sockets.Looker) ([]*egress.Pool, string) {
 	var out []*egress.Pool
 	words := ""
@@ -237,17 +254,17 @@ func poolsOf(p *plan.Plan, look *sockets.Looker) ([]*egress.Pool, string) {
 					}
 				}
 			}
-			words += fmt.Sprint(held)
 		}
-		out = append(out, egress.NewPool(mp, held))
+		words += fmt.Sprint(held, p.EgressPorts(mp.Name))
+		out = append(out, egress.NewPool(mp, p.EgressPorts(mp.Name), held))
 	}
 	return out, words
 }
 
 // dumpDue reports whether it is time for a dump.
-func (m *Meter) dumpDue(took time.Duration) bool {
+func (m *Meter) dumpDue(took time.Duration, urgent bool) bool {
 	m.mu.Lock()
-	urgent := len(m.watch) > 0 || len(m.asked) > 0
+	urgent = urgent || len(m.watch) > 0
 	last := m.status.Dump.took
 	since := m.Now().Sub(m.tried)
 	never := m.tried.IsZero()
@@ -412,7 +429,8 @@ func (m *Meter) publish(p *plan.Plan, spilled map[string]uint64) {
 			found.Left[a] = n
 		}
 	}
-	changed := len(m.news) > 0 || !sameFound(m.found, found)
+	found.Dumped = m.ledger.LastDump()
+	changed := len(m.news) > 0 || !sameFound(m.found, found) || len(m.watch) > 0 && !found.Dumped.Equal(m.found.Dumped)
 	m.found = found
 	m.report(p, spilled)
 	if changed {

@@ -10,33 +10,48 @@ import (
 // to increase hit rates", 1998). So a member that comes takes slots for itself and moves no
 // other, and one that goes gives away its own alone, to all the others alike. Shares are
 // those of a random choice: with s slots a member, one deviation is 1/√s of a share. (Maglev
-// shares more evenly, and moves a few more slots.)
+// shares more evenly, and moves a few more slots.) second is who would own the slot without
+// its owner, -1 where there is one member.
 //
-// The table depends on the IDs, not on their order. It is empty where there is no member.
+// The tables depend on the IDs, not on their order. They are empty where there is no member.
 // Every node and every version must make the same table: a member's number is the first
 // 8 bytes, big-endian, of the SHA-256 of "weir rendezvous 1", a zero byte and the ID.
-func Rendezvous(ids []string, m int) []int32 {
+func Rendezvous(ids []string, m int) (first, second []int32) {
 	if len(ids) == 0 {
-		return nil
+		return nil, nil
 	}
 	numbers := make([]uint64, len(ids))
 	for i, id := range ids {
 		s := sha256.Sum256(append([]byte("weir rendezvous 1\x00"), id...))
 		numbers[i] = binary.BigEndian.Uint64(s[:])
 	}
-	table := make([]int32, m)
-	for slot := range table {
+	first, second = make([]int32, m), make([]int32, m)
+	for slot := range first {
 		salt := mix64(uint64(slot) + 0x9e3779b97f4a7c15)
-		best, owner := uint64(0), -1
+		var best, next ranked
+		best.i, next.i = -1, -1
 		for i, n := range numbers {
-			h := mix64(n ^ salt)
-			if owner < 0 || h > best || h == best && ids[i] < ids[owner] {
-				best, owner = h, i
+			r := ranked{mix64(n ^ salt), i}
+			switch {
+			case r.before(best, ids):
+				best, next = r, best
+			case r.before(next, ids):
+				next = r
 			}
 		}
-		table[slot] = int32(owner)
+		first[slot], second[slot] = int32(best.i), int32(next.i)
 	}
-	return table
+	return first, second
+}
+
+// ranked is a member's hash for a slot.
+type ranked struct {
+	hash uint64
+	i    int // -1: nobody
+}
+
+func (r ranked) before(o ranked, ids []string) bool {
+	return o.i < 0 || r.hash > o.hash || r.hash == o.hash && ids[r.i] < ids[o.i]
 }
 
 // mix64 spreads the bits of a number (the finalizer of MurmurHash3).

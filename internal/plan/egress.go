@@ -59,10 +59,17 @@ func egressNewSpec(f model.Family) setSpec {
 		Key: ruleset.Types{ruleset.AddrType(f), ruleset.Protocol, ruleset.AddrType(f), ruleset.Port}}
 }
 
-// egressTriedSpec: connections that a stable pool has seen the first packet of.
+// egressTriedSpec: connections of which a stable pool has seen a first packet; egressAgainSpec:
+// a second one too.
 func egressTriedSpec(f model.Family) setSpec {
 	return setSpec{Name: "egress-tried" + digit(f), Timeout: true, Size: triedSize,
 		Key: ruleset.Types{ruleset.AddrType(f), ruleset.Protocol, ruleset.Port, ruleset.AddrType(f), ruleset.Port}}
+}
+
+func egressAgainSpec(f model.Family) setSpec {
+	spec := egressTriedSpec(f)
+	spec.Name = "egress-again" + digit(f)
+	return spec
 }
 
 func egressTriedKey(f model.Family) ruleset.Key {

@@ -37,10 +37,13 @@ func (u *egressUnit) family(f model.Family) {
 		u.chains = append(u.chains, &ruleset.Chain{Name: name, Rules: []ruleset.Rule{count, nothingLeft("all addresses are drained")}})
 		return
 	}
-	choice := e.choice(e.addrs)
-	head := append([]ruleset.Rule{count}, e.spill(name)...)
+	own, next := e.choice(e.addrs, e.pool.Spill)
+	head := []ruleset.Rule{count}
+	if next != nil {
+		head = append(head, e.spill(name, next)...)
+	}
 	head = append(head, e.relief(name)...)
-	e.chain(name, head, e.via(choice))
+	e.chain(name, head, e.via(own))
 	e.addSet(e.slotsSpec(), e.slotElements())
 }
 
@@ -68,17 +71,26 @@ func (e *egressFamily) place(addrs []netip.Addr) uint32 {
 	return at
 }
 
-// choice returns the expression for one of addrs, as the pool spreads connections.
-func (e *egressFamily) choice(addrs []netip.Addr) ruleset.Expr {
+// choice returns the expression for one of addrs, as the pool spreads connections, and where
+// it is asked for, that of the next best in a stable pool; nil where there is none.
+func (e *egressFamily) choice(addrs []netip.Addr, withNext bool) (own, next ruleset.Expr) {
 	if e.pool.Spread == model.SpreadFlow {
-		return e.inTurn(addrs)
+		return e.inTurn(addrs), nil
 	}
+	// The size is that for all addresses, drained or not: another would move all clients.
+	table, second := EgressTable(addrs, egressSlots(len(e.pool.Addrs(e.family))))
+	own = e.hashed(table)
+	if withNext && second != nil {
+		next = e.hashed(second)
+	}
+	return own, next
+}
+
+func (e *egressFamily) hashed(table []netip.Addr) ruleset.Expr {
 	key := ruleset.Key{ruleset.Saddr(e.family)}
 	if e.pool.Spread == model.SpreadClientDestination {
 		key = append(key, ruleset.Daddr(e.family))
 	}
-	// The size is that for all addresses, drained or not: another would move all clients.
-	table := EgressTable(addrs, egressSlots(len(e.pool.Addrs(e.family))))
 	return ruleset.Hash{Key: key, Mod: uint32(len(table)), Seed: e.seed, Offset: e.place(table)}
 }
 
@@ -91,17 +103,25 @@ func (e *egressFamily) inTurn(addrs []netip.Addr) ruleset.Expr {
 // moves all clients, so it is the same for up to 10 addresses, up to 20, 40, 81, and above.
 func egressSlots(n int) int { return flow.TableSize(max(40, min(4*n, 655))) }
 
-// EgressTable returns which address each slot of a stable pool stands for.
-func EgressTable(addrs []netip.Addr, slots int) []netip.Addr {
+// EgressTable returns which address each slot of a stable pool stands for, and which one comes
+// next where that has no port left; nil where there is no other.
+func EgressTable(addrs []netip.Addr, slots int) (table, next []netip.Addr) {
 	ids := make([]string, len(addrs))
 	for i, a := range addrs {
 		ids[i] = a.String()
 	}
-	table := make([]netip.Addr, slots)
-	for slot, owner := range flow.Rendezvous(ids, slots) {
-		table[slot] = addrs[owner]
+	first, second := flow.Rendezvous(ids, slots)
+	of := func(owners []int32) []netip.Addr {
+		out := make([]netip.Addr, len(owners))
+		for slot, owner := range owners {
+			out[slot] = addrs[owner]
+		}
+		return out
 	}
-	return table
+	if len(addrs) == 1 {
+		return of(first), nil
+	}
+	return of(first), of(second)
 }
 
 // via returns what translates to the address of that slot.
@@ -124,18 +144,11 @@ func (e *egressFamily) chain(name string, head []ruleset.Rule, to func(model.Por
 // portRules return the rules for TCP and UDP in the chain: one for each where ports is one
 // range, else a choice among chains that are added.
 func (e *egressFamily) portRules(name string, ports []model.PortRange, to func(model.PortRange) ruleset.Stmt) []ruleset.Rule {
-	each := func(words string, stmt ruleset.Stmt) []ruleset.Rule {
-		var rules []ruleset.Rule
-		for _, p := range portProtos {
-			rules = append(rules, ruleset.Rule{Comment: words, Stmts: []ruleset.Stmt{ruleset.IsFamily(e.family), ruleset.IsProto(p), stmt}})
-		}
-		return rules
-	}
 	switch ports = longest(ports); len(ports) {
 	case 0:
-		return each("all ports are taken", ruleset.Verdict{Kind: ruleset.DropPacket})
+		return e.eachPortProto("all ports are taken", ruleset.Verdict{Kind: ruleset.DropPacket})
 	case 1:
-		return each(e.pool.Spread.String(), to(ports[0]))
+		return e.eachPortProto(e.pool.Spread.String(), to(ports[0]))
 	}
 	spec := setSpec{Name: "egress-ports/" + name[len("egress/"):], Key: ruleset.Types{ruleset.Integer}, Verdict: true}
 	slots := shares(ports)
@@ -149,34 +162,50 @@ func (e *egressFamily) portRules(name string, ports []model.PortRange, to func(m
 	e.addSet(spec, elems)
 	for i, r := range ports {
 		if used[i] {
-			e.chains = append(e.chains, &ruleset.Chain{Name: name + "/" + r.String(), Rules: each(e.pool.Spread.String(), to(r))})
+			e.chains = append(e.chains, &ruleset.Chain{Name: name + "/" + r.String(), Rules: e.eachPortProto(e.pool.Spread.String(), to(r))})
 		}
 	}
-	return each("which ports", ruleset.VMap{Key: ruleset.Key{ruleset.Numgen{Mod: uint32(len(slots))}}, Map: spec.Name})
+	return e.eachPortProto("which ports", ruleset.VMap{Key: ruleset.Key{ruleset.Numgen{Mod: uint32(len(slots))}}, Map: spec.Name})
 }
 
 // spill returns the rules by which a stable pool gives another address to a connection whose
 // own had no port left: the kernel could not take it into its table, so that its second packet
-// is again the first.
-func (e *egressFamily) spill(name string) []ruleset.Rule {
-	if e.pool.Spread == model.SpreadFlow || !e.pool.Spill {
-		return nil
-	}
-	tried := egressTriedSpec(e.family)
+// is again the first. The second attempt gets the address that comes next for it, those after
+// that all addresses in turn.
+func (e *egressFamily) spill(name string, next ruleset.Expr) []ruleset.Rule {
+	tried, again := egressTriedSpec(e.family), egressAgainSpec(e.family)
 	e.empty(tried)
+	e.empty(again)
 	e.empty(egressSpilledSpec)
-	var again, first []ruleset.Rule
-	for _, p := range portProtos {
-		match := []ruleset.Stmt{ruleset.IsFamily(e.family), ruleset.IsProto(p)}
-		again = append(again, ruleset.Rule{Comment: "not its first attempt", Stmts: append(slices.Clip(match),
-			ruleset.InSet{Key: egressTriedKey(e.family), Set: tried.Name}, ruleset.Verdict{Kind: ruleset.GotoChain, Chain: name + "/spill"})})
-		first = append(first, ruleset.Rule{Comment: "remember the attempt", Stmts: append(slices.Clip(match),
-			ruleset.Update{Set: tried.Name, Key: egressTriedKey(e.family), Timeout: triedFor})})
-	}
+	spilled, inTurn := name+"/spill", name+"/spill/in-turn"
 	count := ruleset.Rule{Comment: "its address had no port left", Stmts: []ruleset.Stmt{
 		ruleset.Update{Set: egressSpilledSpec.Name, Key: egressID(e.pool.Name)}}}
-	e.chain(name+"/spill", append([]ruleset.Rule{count}, first...), e.via(e.inTurn(e.addrs)))
-	return append(again, first...)
+	head := append([]ruleset.Rule{count}, e.remember(tried)...)
+	head = append(append(head, e.ifTried(again, inTurn)...), e.remember(again)...)
+	e.chain(spilled, head, e.via(next))
+	e.chain(inTurn, e.remember(again), e.via(e.inTurn(e.addrs)))
+	return append(e.ifTried(tried, spilled), e.remember(tried)...)
+}
+
+// ifTried sends connections that are in the set to the chain.
+func (e *egressFamily) ifTried(set setSpec, chain string) []ruleset.Rule {
+	return e.eachPortProto("not its first attempt", ruleset.InSet{Key: egressTriedKey(e.family), Set: set.Name},
+		ruleset.Verdict{Kind: ruleset.GotoChain, Chain: chain})
+}
+
+// remember puts a connection into the set.
+func (e *egressFamily) remember(set setSpec) []ruleset.Rule {
+	return e.eachPortProto("remember the attempt", ruleset.Update{Set: set.Name, Key: egressTriedKey(e.family), Timeout: triedFor})
+}
+
+// eachPortProto returns a rule for TCP and one for UDP.
+func (e *egressFamily) eachPortProto(words string, stmts ...ruleset.Stmt) []ruleset.Rule {
+	var rules []ruleset.Rule
+	for _, p := range portProtos {
+		rules = append(rules, ruleset.Rule{Comment: words,
+			Stmts: append([]ruleset.Stmt{ruleset.IsFamily(e.family), ruleset.IsProto(p)}, stmts...)})
+	}
+	return rules
 }
 
 // relief returns the rules that send connections to some destinations past addresses which
@@ -201,7 +230,8 @@ func (e *egressFamily) relief(name string) []ruleset.Rule {
 		if i < 0 {
 			i = len(done)
 			done = append(done, rest)
-			e.chain(fmt.Sprintf("%s/relief%d", name, i), nil, e.via(e.choice(rest)))
+			own, _ := e.choice(rest, false)
+			e.chain(fmt.Sprintf("%s/relief%d", name, i), nil, e.via(own))
 		}
 		key := ruleset.AppendPort(ruleset.AppendAddr(ruleset.AppendByte(nil, uint8(r.Proto)), r.To.Addr()), r.To.Port())
 		elems = append(elems, ruleset.Element{Key: string(key), Jump: ruleset.Jump{Chain: fmt.Sprintf("%s/relief%d", name, i), Goto: true}})
@@ -245,10 +275,7 @@ func (e *egressFamily) blocks(name string, count ruleset.Rule) {
 		return ruleset.SNAT{Family: f, Via: ruleset.MapGet{Key: ruleset.Key{ruleset.Saddr(f)}, Map: clients.Name}, Ports: ports}
 	}
 	rules := []ruleset.Rule{count}
-	for _, proto := range portProtos {
-		rules = append(rules, ruleset.Rule{Comment: "the client's block", Stmts: []ruleset.Stmt{ruleset.IsFamily(f), ruleset.IsProto(proto),
-			ruleset.VMap{Key: ruleset.Key{ruleset.Saddr(f)}, Map: blocks.Name}}})
-	}
+	rules = append(rules, e.eachPortProto("the client's block", ruleset.VMap{Key: ruleset.Key{ruleset.Saddr(f)}, Map: blocks.Name})...)
 	rules = append(rules, ruleset.Rule{Comment: "no ports", Stmts: []ruleset.Stmt{ruleset.IsFamily(f), own(model.PortRange{})}},
 		nothingLeft("no block for the client"))
 	e.chains = append(e.chains, &ruleset.Chain{Name: name, Rules: rules})

@@ -32,9 +32,15 @@ type Explanation struct {
 	Backend string `json:"backend"`
 	// Candidates are the backends among which a counter decides, with their shares.
 	Candidates []Candidate `json:"candidates"`
-	// Source is the address that the backend sees, or "masquerade".
+	// Source is the address that the backend sees, or "masquerade"; without a service it is
+	// said of packets that take an egress pool. "" where a counter of the kernel decides.
 	Source string `json:"source"`
-	Steps  []Step `json:"steps"`
+	// Pool is the egress pool that gives the source; "" where none does. Sources are the
+	// addresses among which a counter decides, and SourcePorts the ports, say "1024-65535".
+	Pool        string   `json:"pool"`
+	Sources     []string `json:"sources"`
+	SourcePorts string   `json:"source_ports"`
+	Steps       []Step   `json:"steps"`
 }
 
 // Candidate is a backend and its share of new connections, 0 to 1.
@@ -56,9 +62,9 @@ type Step struct {
 // Explain follows a packet through the plan's ruleset. What the file alone cannot tell
 // comes in env; packet.Conn is the connection it belongs to, if it does.
 func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
-	undecided := false
+	count := &counters{plan: p}
 	if env.Next == nil {
-		env.Next = func(*ruleset.Rule, ruleset.Numgen) uint32 { undecided = true; return 0 }
+		env.Next = count.next
 	}
 	if packet.ToLocal == nil {
 		packet.ToLocal = p.own
@@ -71,13 +77,16 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	x := Explanation{
 		From: packet.Src.String(), To: packet.Dst.String(), Protocol: packet.Proto.String(),
 		Established: packet.Conn != nil, Verdict: string(trace.Verdict),
-		Candidates: []Candidate{}, Steps: []Step{},
+		Candidates: []Candidate{}, Sources: []string{}, Steps: []Step{},
 	}
 	for _, s := range trace.Steps {
-		if undecided && s.Matched && (strings.Contains(s.Rule, "dnat ") || strings.Contains(s.Rule, " vmap @picks")) {
+		if count.backend && s.Matched && (strings.Contains(s.Rule, "dnat ") || strings.Contains(s.Rule, " vmap @picks")) {
 			// The counter is the kernel's and cannot be read: what follows is one of the ways.
 			s.Words = "the next in turn decides; the steps below are for " + trace.DNAT.String()
 			s.Detail = ""
+		}
+		if len(count.sources) > 1 && s.Matched && strings.Contains(s.Rule, "snat ip") {
+			s.Words, s.Detail = "the next address in turn becomes the source", ""
 		}
 		x.Steps = append(x.Steps, Step{string(s.Hook), s.Chain, s.Rule, s.Words, s.Detail, s.Matched})
 	}
@@ -87,13 +96,16 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	}
 	s := p.listener(asked, packet.Proto)
 	if s == nil {
+		if x.Pool = poolOf(trace); x.Pool != "" && trace.Verdict == ruleset.Accepted {
+			x.source(trace, packet, count)
+		}
 		return x
 	}
 	x.Service, x.Forward = s.Name, s.Forward.String()
 	switch {
 	case trace.Verdict != ruleset.Accepted:
 		return x
-	case undecided:
+	case count.backend:
 		x.Candidates = p.candidates(s, model.FamilyOf(asked.Addr()))
 		if len(x.Candidates) == 1 {
 			x.Backend = trace.DNAT.String()
@@ -101,14 +113,7 @@ func (p *Plan) Explain(packet ruleset.Packet, env ruleset.Env) Explanation {
 	case trace.DNAT.IsValid():
 		x.Backend = trace.DNAT.String()
 	}
-	switch {
-	case trace.Masquerade:
-		x.Source = "masquerade"
-	case trace.SNAT.IsValid():
-		x.Source = trace.SNAT.String()
-	default:
-		x.Source = packet.Src.Addr().String()
-	}
+	x.source(trace, packet, count)
 	return x
 }
 
