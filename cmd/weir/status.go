@@ -106,6 +106,9 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 	for _, a := range st.Egress {
 		fmt.Fprintf(e.stdout, "%s: egress pool %s: %s\n", a.Level, a.Pool, a.Message)
 	}
+	for _, l := range st.Leaks {
+		fmt.Fprintf(e.stdout, "private sources that did not leave by %s: %d packets from %s\n", l.Out, l.Packets, l.In)
+	}
 	for _, w := range bindingWarnings(st.Bindings) {
 		fmt.Fprintln(e.stdout, w)
 	}

@@ -26,6 +26,8 @@ const (
 	compareShare = 50
 	// settleFor is for how long events that wait are taken before a comparison is settled.
 	settleFor = 5 * time.Second
+	// settleQuiet is how long no event must come until all that waited were taken.
+	settleQuiet = 20 * time.Millisecond
 	// retryEvery is how often it tries again to listen, to open the file or to compare.
 	retryEvery = 5 * time.Second
 	// queue is what the kernel may keep of events, in bytes, and doubles: some 100,000.
@@ -338,7 +340,7 @@ func (l *Logger) compareNow(ctx context.Context) {
 	}
 	dumped := l.Now()
 	for err == nil && l.Now().Sub(dumped) < settleFor {
-		err = l.source.Next(time.Unix(1, 0), func(f conntrack.Flow, ended bool) {
+		err = l.source.Next(l.Now().Add(settleQuiet), func(f conntrack.Flow, ended bool) {
 			if ended {
 				d.Ended(&f)
 			}

@@ -60,6 +60,9 @@ func (k *fakeKernel) overflow() {
 
 // Next implements Source.
 func (k *fakeKernel) Next(deadline time.Time, fn func(conntrack.Flow, bool)) error {
+	if !time.Now().Before(deadline) {
+		return os.ErrDeadlineExceeded // as conntrack.Events: without a look
+	}
 	for {
 		k.mu.Lock()
 		lose, queue := k.lose, k.queue

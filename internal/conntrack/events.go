@@ -64,7 +64,7 @@ func OpenEvents(queue int) (*Events, error) {
 // Close ends the listening, and a Next that waits.
 func (e *Events) Close() error { return e.file.Close() }
 
-// Next waits for events, until the deadline at the latest, and gives those that are there to
+// Next waits for events, until the deadline at the latest, which must be still to come, and gives those that are there to
 // fn, up to 1024. Errors: os.ErrDeadlineExceeded, ErrLost, after which the events go on, and
 // os.ErrClosed.
 func (e *Events) Next(deadline time.Time, fn func(f Flow, ended bool)) error {

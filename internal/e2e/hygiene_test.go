@@ -209,7 +209,7 @@ func TestPoolTimeouts(t *testing.T) {
 		defer cancel()
 		c, err := s.Backends[0].Dial(ctx, "tcp", from.String(), to.String())
 		check(t, err)
-		_, err = question(t, c, "tcp")
+		_, err = question(t, c, patience)
 		check(t, err)
 		between(t, "an open connection", remembered(t, "tcp", f, to, established), open-60*time.Second, open)
 		c.Close()
@@ -326,6 +326,11 @@ func TestLeaks(t *testing.T) {
 			}
 		}
 	})
+	var st engine.Status
+	s.mustJSON(&st, "status")
+	if len(st.Leaks) != 1 || st.Leaks[0].In != lab.InsideDev || st.Leaks[0].Out != lab.OutsideDev || st.Leaks[0].Packets != 4 {
+		t.Errorf("the status has %+v", st.Leaks)
+	}
 	// What the box itself sends from a private address is its own business.
 	s.serve("udp", s.Clients, farPort)
 	check(t, s.Gateway.AddAddr(lab.InsideDev, netip.MustParsePrefix("10.77.0.1/32")))

@@ -83,7 +83,7 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	}
 	st.readTables(&cfg)
 	if name != "" {
-		st.Edge = nil
+		st.Edge, st.Leaks = nil, nil
 	}
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
 	st.Findings, st.Applied, st.Lists = v.Findings, &v.Applied, v.Lists
