@@ -310,11 +310,17 @@ func (w *asked) close(c *candidate, end, after time.Time) {
 	w.answer(c, !after.IsZero() && after.Before(w.q.At))
 }
 
+// lateness is how long after the time asked for a connection may have begun by the log: weir
+// may have heard of it late, and who asks often knows no more than the second.
+const lateness = 2 * time.Second
+
 func (w *asked) answer(c *candidate, maybe bool) {
 	at := w.q.At
 	switch {
-	case c.Start.After(at):
+	case c.Start.After(at.Add(lateness)):
 		return
+	case c.Start.After(at):
+		maybe = true
 	case c.Start.IsZero():
 		maybe = maybe || at.Before(c.seen)
 	}
