@@ -17,6 +17,7 @@ type checkReport struct {
 	Valid    bool          `json:"valid"`
 	Services int           `json:"services"`
 	Backends int           `json:"backends"`
+	Pools    int           `json:"pools"` // of egress
 	Errors   config.Errors `json:"errors"`
 	// Lists are the blocklists, as their files are now.
 	Lists []lists.Status `json:"blocklists,omitempty"`
@@ -37,7 +38,8 @@ is wrong with one is a warning, unless the list is strict. The kernel is not loo
 				}
 				return errors.Join(e.print(rep, nil), exitCode(exitUsage))
 			}
-			rep.Valid, rep.Services = true, len(cfg.Services)
+			rep.Valid, rep.Services, rep.Pools = true, len(cfg.Services), len(cfg.Egress)
+			e.warnHidden(cfg)
 			for _, s := range cfg.Services {
 				rep.Backends += len(s.Backends)
 			}
@@ -49,6 +51,19 @@ is wrong with one is a warning, unless the list is strict. The kernel is not loo
 			}
 			return errors.Join(e.print(rep, func() error { return e.printCheck(rep) }), bad)
 		},
+	}
+}
+
+// warnHidden tells of pools that never get a connection.
+func (e *env) warnHidden(cfg *model.Config) {
+	if e.output == "json" {
+		return
+	}
+	hidden := cfg.Hidden()
+	for _, p := range cfg.Egress {
+		if before := hidden[p]; before != nil {
+			fmt.Fprintf(e.stderr, "weir: warning: egress pool %s never gets a connection: pool %s before it matches all that it matches\n", p.Name, before.Name)
+		}
 	}
 }
 
@@ -96,7 +111,11 @@ func (e *env) printCheck(rep checkReport) error {
 	if !rep.Valid {
 		word = "a strict blocklist is not good"
 	}
-	_, err := fmt.Fprintf(e.stdout, "%s: %s, %s: %s\n", e.config, plural(rep.Services, "service"), plural(rep.Backends, "backend"), word)
+	counts := plural(rep.Services, "service") + ", " + plural(rep.Backends, "backend")
+	if rep.Pools > 0 {
+		counts += ", " + plural(rep.Pools, "egress pool")
+	}
+	_, err := fmt.Fprintf(e.stdout, "%s: %s: %s\n", e.config, counts, word)
 	return err
 }
 
