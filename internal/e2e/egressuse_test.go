@@ -50,7 +50,7 @@ func egressSite(t *testing.T, clients, addresses int, more string) *site {
 	s := newSite(t, 2, clients)
 	s.serveFar()
 	s.write(pools("name: apis, out: " + lab.OutsideDev + ", addresses: " + poolRange(1, addresses) + more))
-	s.start()
+	s.start("--metrics", "127.0.0.1:9545")
 	return s
 }
 
@@ -93,6 +93,12 @@ func TestEgressUsage(t *testing.T) {
 		compare(t, network, f, got)
 		if p := s.egress(); p.Connections < 60 || p.NewTotal < 60 || addressOf(t, p, poolAddr(f, 1)).InUse != 15 {
 			t.Errorf("%+v", p)
+		}
+		text := s.scrape("http://127.0.0.1:9545/metrics")
+		for _, want := range []string{"weir_egress_ports_in_use{%s} 15\n", "weir_egress_ports{%s} 100\n", "weir_egress_ports_used_ratio{%s} 0.15\n", "weir_egress_drained{%s} 0\n"} {
+			if want = fmt.Sprintf(want, fmt.Sprintf(`address="%s",pool="apis"`, poolAddr(f, 1))); !strings.Contains(text, want) {
+				t.Errorf("no %q in the metrics", want)
+			}
 		}
 		got.close()
 	})

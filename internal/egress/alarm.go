@@ -81,6 +81,9 @@ func level(was Level, percent float64) Level {
 func (l *Ledger) Alarms() (all, changed []Alarm) {
 	fullest := map[poolDest]Alarm{}
 	for k, e := range l.keys {
+		if l.pools[e.pool].drained(k.Addr) {
+			continue // nobody is waiting for a port
+		}
 		pd := poolDest{l.pools[e.pool].Model.Name, k.Dest}
 		a, known := fullest[pd]
 		ports := l.ports(k, e)
@@ -89,9 +92,7 @@ func (l *Ledger) Alarms() (all, changed []Alarm) {
 		if p := percent(e.inUse, ports); !known || p > was.Percent() || p == was.Percent() && k.Addr.Less(a.Addr) {
 			a.Addr, a.InUse, a.Ports = k.Addr, e.inUse, ports
 		}
-		if !l.pools[e.pool].drained(k.Addr) {
-			a.PoolInUse += e.inUse
-		}
+		a.PoolInUse += e.inUse
 		fullest[pd] = a
 	}
 	for pd := range l.marks {

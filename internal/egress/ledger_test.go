@@ -293,6 +293,26 @@ func TestReliefLooksAhead(t *testing.T) {
 	}
 }
 
+// Between dumps that are far apart, what comes is not all more: as much ends.
+func TestReliefExpectsEnds(t *testing.T) {
+	l := ledgerOf(oneHundred())
+	l.Counted(start, nil)
+	dump(l, start, map[string]int{"198.51.100.1": 60})
+	for i := range 20 { // 5 a second, each for 12 s: it stays
+		l.Counted(after(float64(i+1)), counts(map[string]uint64{"198.51.100.1": uint64(5 * (i + 1))}))
+	}
+	dump(l, after(20), map[string]int{"198.51.100.1": 60})
+	for i := range 10 {
+		l.Counted(after(float64(21+i)), counts(map[string]uint64{"198.51.100.1": uint64(5 * (21 + i))}))
+	}
+	if got := reliefOf(l, after(30), time.Second); got != "" {
+		t.Errorf("60 of 100 in use, and 50 came and went: %q", got)
+	}
+	if !l.WantsDump(time.Second) {
+		t.Error("it may be full, and no dump is wanted")
+	}
+}
+
 func TestReliefNeverOfAll(t *testing.T) {
 	m := oneHundred()
 	l := ledgerOf(m)

@@ -66,7 +66,9 @@ func (l *Ledger) Relief(now time.Time, reaction time.Duration) ([][]model.Relief
 	for i, p := range l.pools {
 		for d, addrs := range near[i] {
 			if others(p, d, addrs) == 0 {
-				crowded = append(crowded, Crowded{p.Model.Name, d})
+				if l.seenFull(d, addrs) {
+					crowded = append(crowded, Crowded{p.Model.Name, d})
+				}
 				continue
 			}
 			if relieves(p.Model) {
@@ -78,6 +80,26 @@ func (l *Ledger) Relief(now time.Time, reaction time.Duration) ([][]model.Relief
 	}
 	slices.SortFunc(crowded, func(a, b Crowded) int { return cmp.Or(cmp.Compare(a.Pool, b.Pool), a.Dest.Compare(b.Dest)) })
 	return out, crowded
+}
+
+// seenFull reports whether the last dump, too, showed little room on all of the addresses.
+func (l *Ledger) seenFull(d Dest, addrs []netip.Addr) bool {
+	return !slices.ContainsFunc(addrs, func(a netip.Addr) bool {
+		k := Key{a, d}
+		e := l.keys[k]
+		return percent(e.inUse+e.more, l.ports(k, e)) < errorBelow
+	})
+}
+
+// expected is what is in use now, on the safe side: what was at the last dump and what came
+// since, less half of those that must have ended if connections last as long as before.
+func (l *Ledger) expected(now time.Time, e *entry) int {
+	n := e.bound()
+	if h := l.holds[e.pool]; h > 0 && now.After(l.dumped) {
+		ended := float64(e.inUse) * now.Sub(l.dumped).Seconds() / h
+		n -= int(min(ended, float64(e.fresh)) / 2)
+	}
+	return n
 }
 
 // relieves reports whether a pool can give a connection another address than the one that it
@@ -107,11 +129,11 @@ func (l *Ledger) nearFull(now time.Time, k Key, e *entry, reaction time.Duration
 	ports := p.Ports(k.Addr)
 	free := margin(e.rate, ports, reaction)
 	switch {
-	case ports > 0 && e.bound() >= ports-free:
+	case ports > 0 && l.expected(now, e) >= ports-free:
 		if !e.near {
 			e.near, e.nearAt, e.leave = true, now, ports-free-ports/leaveShare
 		}
-	case e.near && now.Sub(e.nearAt) >= minRelief && e.bound() < max(e.leave, 1):
+	case e.near && now.Sub(e.nearAt) >= minRelief && l.expected(now, e) < max(e.leave, 1):
 		e.near = false
 	}
 	return e.near

@@ -20,7 +20,7 @@ import (
 // Times of a Meter.
 const (
 	// meterEvery is how often it looks at counters and listeners, or less often, so that
-	// counters take one part in meterShare of the time at most.
+	// it takes one part in meterShare of the time at most, besides dumps.
 	meterEvery = time.Second
 	meterShare = 50
 	// dumpEvery is how often it dumps the connection table, or less often, so that dumps
@@ -66,6 +66,8 @@ type Meter struct {
 	relieved map[poolDest]string // without whom
 	problems map[string]string   // by what could not be done
 	blamed   map[string]time.Time
+	reaction time.Duration
+	reported time.Time
 }
 
 // poolDest is a destination of a pool.
@@ -81,7 +83,7 @@ func (m *Meter) init() {
 		}
 		m.wake, m.kick = make(chan struct{}, 1), make(chan struct{}, 1)
 		m.ledger, m.taken = egress.NewLedger(nil), newTakenPorts()
-		m.problems = map[string]string{}
+		m.problems, m.reaction = map[string]string{}, reaction
 		m.crowded, m.relieved, m.blamed = map[poolDest]bool{}, map[poolDest]string{}, map[string]time.Time{}
 	})
 }
@@ -146,6 +148,7 @@ func (m *Meter) Run(ctx context.Context) {
 			waiting = m.waiting()
 			took := m.look(ctx, len(waiting) > 0, false)
 			wait = max(meterEvery, meterShare*took)
+			m.reaction = reaction + wait - meterEvery
 		} else {
 			waiting = m.waiting()
 		}
@@ -199,8 +202,8 @@ func (m *Meter) Fresh(ctx context.Context) error {
 }
 
 // Look looks once, in the caller's goroutine, at what changes fast, and dumps the connection
-// table if it is time or dump says so. It returns how long reading counters took. Not to be
-// called while Run runs.
+// table if it is time or dump says so. It returns how long that took, without the dump. Not to
+// be called while Run runs.
 func (m *Meter) Look(ctx context.Context, dump bool) time.Duration {
 	m.init()
 	return m.look(ctx, dump, dump)
@@ -212,19 +215,22 @@ func (m *Meter) look(ctx context.Context, asked, dump bool) time.Duration {
 	m.load(p)
 	start := m.Now()
 	news, spilled, err := readNew(ctx, m.Counters, p)
-	took := m.Now().Sub(start)
 	if err == nil {
 		m.ledger.Counted(start, news)
 	}
+	dumped := time.Duration(0)
 	m.problem("the counters of new connections could not be read", err)
-	if dump || m.dumpDue(took, asked) {
+	if dump || m.dumpDue(asked) {
+		asked = true // there is news for all
+		began := m.Now()
 		m.dump(ctx)
+		dumped = m.Now().Sub(began)
 	}
 	m.cut(ctx)
 	m.fail(ctx)
 	m.listeners(p)
-	m.publish(p, spilled)
-	return took
+	m.publish(p, spilled, asked)
+	return m.Now().Sub(start) - dumped
 }
 
 // load has the ledger account for the pools of p.
@@ -262,7 +268,7 @@ func poolsOf(p *plan.Plan, look *sockets.Looker) ([]*egress.Pool, string) {
 }
 
 // dumpDue reports whether it is time for a dump.
-func (m *Meter) dumpDue(took time.Duration, urgent bool) bool {
+func (m *Meter) dumpDue(urgent bool) bool {
 	m.mu.Lock()
 	urgent = urgent || len(m.watch) > 0
 	last := m.status.Dump.took
@@ -272,7 +278,7 @@ func (m *Meter) dumpDue(took time.Duration, urgent bool) bool {
 	if never || since >= max(dumpEvery, dumpShare*last) {
 		return true
 	}
-	urgent = urgent || m.ledger.WantsDump(reaction+took)
+	urgent = urgent || m.ledger.WantsDump(m.reaction)
 	return urgent && since >= max(urgentEvery, urgentShare*last)
 }
 
@@ -419,7 +425,7 @@ func (m *Meter) listeners(p *plan.Plan) {
 }
 
 // publish puts together what was found, and wakes the Loop where that is news.
-func (m *Meter) publish(p *plan.Plan, spilled map[string]uint64) {
+func (m *Meter) publish(p *plan.Plan, spilled map[string]uint64, report bool) {
 	found := PoolsFound{Taken: m.taken.of(p.Config.Egress), Relief: map[string][]model.Relief{}, Left: map[netip.Addr]int{}}
 	m.tellUsage(&found)
 	m.mu.Lock()
@@ -432,7 +438,10 @@ func (m *Meter) publish(p *plan.Plan, spilled map[string]uint64) {
 	found.Dumped = m.ledger.LastDump()
 	changed := len(m.news) > 0 || !sameFound(m.found, found) || len(m.watch) > 0 && !found.Dumped.Equal(m.found.Dumped)
 	m.found = found
-	m.report(p, spilled)
+	if report || m.Now().Sub(m.reported) >= dumpEvery {
+		m.report(p, spilled)
+		m.reported = m.Now()
+	}
 	if changed {
 		poke(m.wake)
 	}

@@ -92,7 +92,7 @@ func round(f float64) float64 { return math.Round(f*1000) / 1000 }
 
 // tellUsage decides relief and warnings, and notes what is to be told.
 func (m *Meter) tellUsage(found *PoolsFound) {
-	list, crowded := m.ledger.Relief(m.Now(), reaction)
+	list, crowded := m.ledger.Relief(m.Now(), m.reaction)
 	now := map[poolDest]string{}
 	for i, relief := range list {
 		name := m.of.Config.Egress[i].Name

@@ -3,6 +3,8 @@ package flow
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
+	"strings"
 )
 
 // Rendezvous returns a table of m slots, each the index of the member that owns it: the one
@@ -20,38 +22,41 @@ func Rendezvous(ids []string, m int) (first, second []int32) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
+	order := make([]int32, len(ids)) // of two hashes that are alike the lower ID's is taken for the higher
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(a, b int32) int { return strings.Compare(ids[a], ids[b]) })
 	numbers := make([]uint64, len(ids))
-	for i, id := range ids {
-		s := sha256.Sum256(append([]byte("weir rendezvous 1\x00"), id...))
+	for i, index := range order {
+		s := sha256.Sum256(append([]byte("weir rendezvous 1\x00"), ids[index]...))
 		numbers[i] = binary.BigEndian.Uint64(s[:])
 	}
 	first, second = make([]int32, m), make([]int32, m)
 	for slot := range first {
-		salt := mix64(uint64(slot) + 0x9e3779b97f4a7c15)
-		var best, next ranked
-		best.i, next.i = -1, -1
-		for i, n := range numbers {
-			r := ranked{mix64(n ^ salt), i}
-			switch {
-			case r.before(best, ids):
-				best, next = r, best
-			case r.before(next, ids):
-				next = r
-			}
+		best, next := top(numbers, mix64(uint64(slot)+0x9e3779b97f4a7c15))
+		first[slot], second[slot] = order[best], -1
+		if next >= 0 {
+			second[slot] = order[next]
 		}
-		first[slot], second[slot] = int32(best.i), int32(next.i)
 	}
 	return first, second
 }
 
-// ranked is a member's hash for a slot.
-type ranked struct {
-	hash uint64
-	i    int // -1: nobody
-}
-
-func (r ranked) before(o ranked, ids []string) bool {
-	return o.i < 0 || r.hash > o.hash || r.hash == o.hash && ids[r.i] < ids[o.i]
+// top returns which two of the numbers have the highest hashes with salt; -1 where there is
+// no second.
+func top(numbers []uint64, salt uint64) (best, next int) {
+	best, next = 0, -1
+	high, second := mix64(numbers[0]^salt), uint64(0)
+	for i := 1; i < len(numbers); i++ {
+		switch h := mix64(numbers[i] ^ salt); {
+		case h > high:
+			best, high, next, second = i, h, best, high
+		case next < 0 || h > second:
+			next, second = i, h
+		}
+	}
+	return best, next
 }
 
 // mix64 spreads the bits of a number (the finalizer of MurmurHash3).

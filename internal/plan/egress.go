@@ -45,6 +45,9 @@ type egressUnit struct {
 	chains []*ruleset.Chain
 	parts  []setPart
 	rules  []ruleset.Rule // of postrouting
+
+	tables []egressTable // of a stable pool; with thousands of addresses they take some seconds
+	known  []egressTable // of the plan before
 }
 
 // egressCounts are what connections of pools are counted in, by egressID.
@@ -101,15 +104,28 @@ func (p *Plan) egressUnits(prev *Plan) []*egressUnit {
 			}
 		}
 		if u == nil {
-			u = newEgressUnit(pool, p.Config.HashSeed, ports)
+			u = newEgressUnit(pool, p.Config.HashSeed, ports, prev.tablesOf(pool.Name))
 		}
 		out = append(out, u)
 	}
 	return out
 }
 
-func newEgressUnit(pool *model.Pool, seed uint32, ports []model.PortRange) *egressUnit {
-	u := &egressUnit{pool: pool, seed: seed, ports: ports}
+// tablesOf returns the tables that the plan made for the pool of that name.
+func (p *Plan) tablesOf(name string) []egressTable {
+	if p == nil {
+		return nil
+	}
+	for _, u := range p.egress {
+		if u.pool.Name == name {
+			return u.tables
+		}
+	}
+	return nil
+}
+
+func newEgressUnit(pool *model.Pool, seed uint32, ports []model.PortRange, known []egressTable) *egressUnit {
+	u := &egressUnit{pool: pool, seed: seed, ports: ports, known: known}
 	u.empty(egressMatchedSpec)
 	for _, f := range families {
 		if !pool.Has(f) {
@@ -122,6 +138,7 @@ func newEgressUnit(pool *model.Pool, seed uint32, ports []model.PortRange) *egre
 	for _, f := range pool.Families() {
 		u.dispatch(f)
 	}
+	u.known = nil
 	return u
 }
 

@@ -78,7 +78,7 @@ func (e *egressFamily) choice(addrs []netip.Addr, withNext bool) (own, next rule
 		return e.inTurn(addrs), nil
 	}
 	// The size is that for all addresses, drained or not: another would move all clients.
-	table, second := EgressTable(addrs, egressSlots(len(e.pool.Addrs(e.family))))
+	table, second := e.table(addrs, egressSlots(len(e.pool.Addrs(e.family))))
 	own = e.hashed(table)
 	if withNext && second != nil {
 		next = e.hashed(second)
@@ -102,6 +102,22 @@ func (e *egressFamily) inTurn(addrs []netip.Addr) ruleset.Expr {
 // more for each, so that shares differ by 5 %, and fewer from 164 addresses on. Another size
 // moves all clients, so it is the same for up to 10 addresses, up to 20, 40, 81, and above.
 func egressSlots(n int) int { return flow.TableSize(max(40, min(4*n, 655))) }
+
+// egressTable is what EgressTable returned.
+type egressTable struct{ addrs, table, next []netip.Addr }
+
+// table is EgressTable that looks first at what the pool had before.
+func (u *egressUnit) table(addrs []netip.Addr, slots int) (table, next []netip.Addr) {
+	for _, t := range u.known {
+		if len(t.table) == slots && slices.Equal(t.addrs, addrs) {
+			u.tables = append(u.tables, t)
+			return t.table, t.next
+		}
+	}
+	table, next = EgressTable(addrs, slots)
+	u.tables = append(u.tables, egressTable{addrs, table, next})
+	return table, next
+}
 
 // EgressTable returns which address each slot of a stable pool stands for, and which one comes
 // next where that has no port left; nil where there is no other.
