@@ -23,7 +23,6 @@ type reader struct {
 	file *os.File
 	gz   *gzip.Reader
 	buf  *bufio.Reader
-	torn bool // the last line was too long, or not whole
 }
 
 func openLog(path string) (*reader, error) {

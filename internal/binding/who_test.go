@@ -84,7 +84,6 @@ type simulation struct {
 	dir   string
 	files []string
 	out   []byte
-	n     int
 }
 
 func (s *simulation) emit(l Line) { s.out = l.Append(s.out) }
