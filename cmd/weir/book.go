@@ -87,10 +87,10 @@ func (b *book) due(ctx context.Context) error {
 // back goes back to the last confirmed configuration, in place of the weir that took the
 // change, if there was one: with what it knew.
 func (b *book) back(ctx context.Context) error {
-	var known []engine.Known
+	var known engine.Memory
 	if b.rec.Pending.Running {
 		if m, err := engine.LoadMemory(b.state); err == nil {
-			known = m.Known()
+			known = m
 		}
 	}
 	if err := b.restore(ctx, known); err != nil {
@@ -108,7 +108,7 @@ func (b *book) Apply(ctx context.Context, cfg *model.Config) (engine.Report, err
 }
 
 // restore makes the kernel do what the last confirmed configuration says.
-func (b *book) restore(ctx context.Context, known []engine.Known) error {
+func (b *book) restore(ctx context.Context, known engine.Memory) error {
 	if b.rec.Confirmed == nil {
 		_, err := b.Clear(ctx)
 		return needsRights(err)
@@ -121,7 +121,7 @@ func (b *book) restore(ctx context.Context, known []engine.Known) error {
 	if err != nil {
 		return err
 	}
-	_, err = b.Apply(ctx, engine.Effective(cfg, known, time.Now()))
+	_, err = b.Apply(ctx, engine.EffectivePools(engine.Effective(cfg, known.Known(), time.Now()), known.KnownPools(cfg)))
 	return needsRights(err)
 }
 
@@ -168,7 +168,7 @@ func (b *book) propose(ctx context.Context, f engine.File, within time.Duration)
 	if err == nil {
 		return rep, nil
 	}
-	if gone := b.restore(ctx, nil); gone != nil {
+	if gone := b.restore(ctx, engine.Memory{}); gone != nil {
 		return rep, fmt.Errorf("%w; and the last confirmed configuration could not be applied again, which is tried when the time is over: %w", needsRights(err), gone)
 	}
 	b.rec = before

@@ -60,11 +60,14 @@ func eventText(ev engine.Event) string {
 	if ev.List != "" {
 		words = append(words, ev.List+":")
 	}
+	if ev.Pool != "" {
+		words = append(words, ev.Pool+":")
+	}
 	if ev.Finding != "" {
 		words = append(words, ev.Finding+" "+ev.Subject+":")
 	}
 	if ev.To != "" {
-		words = append(words, ev.From+" -> "+ev.To)
+		words = append(words, strings.TrimPrefix(ev.From+" -> "+ev.To, " "))
 		if ev.Message != "" {
 			ev.Message = "(" + ev.Message + ")"
 		}

@@ -197,6 +197,7 @@ func (x *examination) filter(ctx context.Context) {
 	k, err := openKernel(false)
 	if err == nil {
 		defer k.close()
+		x.timeouts(k)
 		err = x.rules(ctx, k)
 	}
 	if err == nil {
@@ -208,6 +209,21 @@ func (x *examination) filter(ctx context.Context) {
 		x.add(host.Finding{ID: host.Rights, Severity: host.Error, Subject: "nf_tables", Found: "the kernel's packet filter may not be looked at: " + err.Error(), Means: "weir cannot work"})
 	default:
 		x.add(host.Finding{ID: host.NfTables, Severity: host.Error, Subject: "nf_tables", Found: "the kernel's packet filter cannot be used: " + err.Error(), Means: "weir cannot work"})
+	}
+}
+
+// timeouts says that times of pools are left out.
+func (x *examination) timeouts(k *kernel) {
+	var pools []string
+	for _, p := range x.cfg.Egress {
+		if len(p.Timeouts) > 0 {
+			pools = append(pools, p.Name)
+		}
+	}
+	if k.NoTimeouts && len(pools) > 0 {
+		x.add(host.Finding{ID: host.ConntrackTimes, Severity: host.Warning, Subject: "nf_conntrack",
+			Found: "this kernel has no conntrack timeouts but the sysctls' (CONFIG_NF_CONNTRACK_TIMEOUT)",
+			Means: "timeouts of egress pools have no effect (" + strings.Join(pools, ", ") + ")"})
 	}
 }
 

@@ -46,6 +46,9 @@ func openKernelAs(change bool, who string) (*kernel, error) {
 		return nil, err
 	}
 	k.Engine = &engine.Engine{Kernel: conn, Wires: k.wire}
+	if has, err := conn.HasTimeouts(); err == nil {
+		k.Engine.NoTimeouts = !has
+	}
 	if change {
 		if k.keep, err = vip.Open(vip.Options{}); err != nil {
 			k.close()

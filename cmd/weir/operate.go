@@ -54,7 +54,7 @@ func (e *env) effective(ctx context.Context, cfg *model.Config) (*model.Config, 
 	}
 	known, err := w.Backends(ctx)
 	if err == nil {
-		return engine.Effective(cfg, known.Backends, time.Now()), true
+		return engine.EffectivePools(engine.Effective(cfg, known.Backends, time.Now()), known.Pools), true
 	}
 	if !errors.Is(err, api.ErrNotRunning) {
 		fmt.Fprintf(e.stderr, "weir: warning: the weights are those of the file; the running weir cannot be asked: %v\n", err)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/internal/api"
+	"weir/internal/binding"
 	"weir/internal/conntrack"
 	"weir/internal/engine"
 	"weir/internal/health"
@@ -70,6 +71,9 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return err
 	}
 	defer k.close()
+	if k.NoTimeouts {
+		log.Warn("this kernel has no conntrack timeouts but the sysctls' (CONFIG_NF_CONNTRACK_TIMEOUT): those of egress pools have no effect")
+	}
 	events, err := k.conn.Monitor(ctx)
 	if err != nil {
 		return err
@@ -102,11 +106,31 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 		return err
 	}
 	loop.Host = watcher
+	meter, closeMeter, err := openMeter(log)
+	if err != nil {
+		return needsRights(err)
+	}
+	defer closeMeter()
+	loop.Pools = meter
+	// A connection of its own: to look at all connections must not hold up the loop.
+	table, err := conntrack.Open()
+	if err != nil {
+		return needsRights(err)
+	}
+	defer table.Close()
+	bindings := binding.NewLogger(table, log)
+	loop.Bindings = bindings
+	logged := make(chan struct{})
+	go func() { defer close(logged); bindings.Run(ctx) }()
+	defer func() { cancel(); <-logged }()
+	metered := make(chan struct{})
+	go func() { defer close(metered); meter.Run(ctx) }()
+	defer func() { cancel(); <-metered }()
 	watched := make(chan struct{})
 	go func() { defer close(watched); watcher.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 	loop.Start()
-	stopped, err := e.listen(ctx, loop, held, keeper, o.metrics, group, log)
+	stopped, err := e.listen(ctx, loop, held, keeper, meter, o.metrics, group, log)
 	if err != nil {
 		return err
 	}
@@ -190,7 +214,7 @@ func lookUpGroup(name string) (int, error) {
 }
 
 // listen has the API answer until ctx ends; what it returns then says how that went.
-func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, keeper *lists.Keeper, tcp string, group int, log *slog.Logger) (<-chan error, error) {
+func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, keeper *lists.Keeper, meter *engine.Meter, tcp string, group int, log *slog.Logger) (<-chan error, error) {
 	path, err := namespaceFile("sock")
 	if err != nil {
 		return nil, err
@@ -211,7 +235,7 @@ func (e *env) listen(ctx context.Context, loop *engine.Loop, held *lockouts, kee
 		flows.Close()
 		return nil, err
 	}
-	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e, keeper, &engine.Hits{Kernel: counters}}
+	weir := &control{loop, held, counters, engine.Conntrack{Conn: flows}, log, e, keeper, &engine.Hits{Kernel: counters}, meter}
 	server := api.New(weir, version, log)
 	numbers := metrics.Handler(weir, version)
 	server.Metrics(numbers)
@@ -247,6 +271,7 @@ type control struct {
 	env      *env
 	lists    *lists.Keeper
 	hits     *engine.Hits
+	meter    *engine.Meter
 }
 
 // Apply implements api.Controller.
@@ -293,7 +318,11 @@ func (c *control) Status(ctx context.Context, view engine.View, service string) 
 		c.log.Warn("connections could not be counted", "error", err)
 		live = nil // the rest is worth showing
 	}
-	return view.Status(ctx, c.counters, live, service)
+	st, err := view.Status(ctx, c.counters, live, service)
+	if service == "" {
+		st.Bindings = c.Bindings.Status()
+	}
+	return st, err
 }
 
 // Counts implements metrics.Source.

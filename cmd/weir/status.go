@@ -104,6 +104,15 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 	for _, f := range st.Findings {
 		fmt.Fprintf(e.stdout, "%s: %s\n", f.Severity, f)
 	}
+	for _, a := range st.Egress {
+		fmt.Fprintf(e.stdout, "%s: egress pool %s: %s\n", a.Level, a.Pool, a.Message)
+	}
+	for _, l := range st.Leaks {
+		fmt.Fprintf(e.stdout, "private sources that did not leave by %s: %d packets from %s\n", l.Out, l.Packets, l.In)
+	}
+	for _, w := range bindingWarnings(st.Bindings) {
+		fmt.Fprintln(e.stdout, w)
+	}
 	for _, w := range listWarnings(st.Lists) {
 		fmt.Fprintf(e.stdout, "error: %s\n", w)
 	}

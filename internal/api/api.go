@@ -21,6 +21,9 @@
 //	POST /v1/blocks/accept                             {"list": "crawlers"}: however much it changed
 //	GET  /v1/blocks/top[?n=20][&list=NAME]             the entries that packets met most
 //	GET  /v1/why?address=192.0.2.7                     what lists say of an address
+//	GET  /v1/egress[?pool=NAME]                        what egress pools have in use
+//	POST /v1/egress/drain                              {"address": "192.0.2.7", "deadline": "10m"}, the last may lack
+//	POST /v1/egress/enable                             {"address": "192.0.2.7"}
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
 //	POST /v1/backends/SERVICE/BACKEND/disable
@@ -71,6 +74,7 @@ type Controller interface {
 	Top(ctx context.Context, n int, list string) (Top, error)
 	// Why returns what lists say of an address.
 	Why(ctx context.Context, a netip.Addr) (Why, error)
+	EgressController
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }
@@ -102,6 +106,8 @@ type Backend struct {
 // follow from that it gives them.
 type Backends struct {
 	Backends []engine.Known `json:"backends"`
+	// Pools is the same of egress pools: where their new connections go.
+	Pools []engine.KnownPool `json:"pools,omitempty"`
 }
 
 // ReloadRequest is how a configuration is loaded again. Its JSON form is a body.

@@ -41,6 +41,7 @@ type fake struct {
 	journal *engine.Journal
 	waiting *engine.Waiting
 	blocks  []lists.Block
+	drains  []engine.AddressDrain
 	refuses bool              // no word may be taken
 	by      *state.Operator   // who said the last word
 	asked   api.ReloadRequest // by the last request to load
@@ -61,7 +62,7 @@ func newFake() *fake {
 		{Name: "web", Backends: []model.Backend{backendAt("10.1.1.1:8080", 2), backendAt("10.1.1.2:8080", 1),
 			backendAt("10.1.1.2:8081", 1), backendAt("[2001:db8:1::1]:8080", 1)}},
 		{Name: "dns", Backends: []model.Backend{dns, backendAt("2001:db8:2::1", 1)}},
-	}}}
+	}, Egress: []*model.Pool{{Name: "apis", Addresses: []model.AddrRange{{Lo: netip.MustParseAddr("198.51.100.1"), Hi: netip.MustParseAddr("198.51.100.2")}}}}}}
 }
 
 func (f *fake) View(ctx context.Context) (engine.View, error) {
@@ -286,3 +287,34 @@ func (f *fake) Why(_ context.Context, a netip.Addr) (api.Why, error) {
 // listed is the blocklist of a fake.
 var listed = lists.Status{Name: "crawlers", Action: "drop", InUse: true, Entries: 2, ReadAt: epoch, Files: []blocklist.File{{Name: "c.txt", Lines: 3, Entries: 2, Skipped: 1}},
 	Counts: blocklist.Counts{Entries: 2, Skipped: 1}, Skipped: []string{"c.txt:1: \"x\" is no entry"}}
+
+func (f *fake) Egress(_ context.Context, v engine.View, pool string) (engine.EgressStatus, error) {
+	st := engine.EgressStatus{At: epoch, Dump: engine.DumpStatus{At: epoch, TookMS: 1.5}, Pools: []engine.EgressPool{}}
+	for _, p := range v.Config.Egress {
+		use := engine.EgressUse{Address: p.Addresses[0].Lo, Protocol: "tcp", Destination: netip.MustParseAddrPort("203.0.113.1:443"), InUse: 81, Ports: 100, Percent: 81, NewPerSecond: 10}
+		full := 95.0
+		use.FullIn = &full
+		st.Pools = append(st.Pools, engine.EgressPool{Name: p.Name, Spread: "flow", WhenFull: "spill", Level: "warning", Connections: 83, NewTotal: 500,
+			Addresses:    []engine.EgressAddress{{Address: p.Addresses[0].Lo, State: state.Up, Ports: 100, InUse: 81, Percent: 81, Busiest: &use, Connections: 83, NewPerSecond: 10, FullIn: &full}},
+			Destinations: []engine.EgressUse{use}})
+	}
+	v.Drains = f.drains
+	return v.Egress(st, pool), nil
+}
+
+func (f *fake) DrainAddress(_ context.Context, by *state.Operator, a netip.Addr, until time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if a == netip.MustParseAddr("198.51.100.9") {
+		return &api.Error{Code: 404, Message: "no egress pool has that address"}
+	}
+	f.drains = []engine.AddressDrain{{Address: a, Word: state.Word{Admin: state.Drain, At: epoch}}}
+	return nil
+}
+
+func (f *fake) EnableAddress(_ context.Context, by *state.Operator, a netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.drains = nil
+	return nil
+}

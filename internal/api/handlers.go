@@ -58,7 +58,7 @@ func (s *Server) backends(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Backends{view.Known()}, nil
+	return Backends{view.Known(), view.KnownPools()}, nil
 }
 
 func (s *Server) reload(ctx context.Context, r *http.Request) (any, error) {

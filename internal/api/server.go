@@ -57,6 +57,7 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 	s.route("POST", "/v1/blocks/accept", s.accept)
 	s.route("GET", "/v1/blocks/top", s.top)
 	s.route("GET", "/v1/why", s.why)
+	s.egressRoutes()
 	for word, say := range words {
 		s.route("POST", "/v1/backends/{service}/{backend}/"+word, func(ctx context.Context, r *http.Request) (any, error) {
 			return s.say(ctx, r, say)

@@ -36,11 +36,14 @@ var may = map[string][]string{
 	"internal/nft":         {"internal/model", "internal/ruleset"},
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
 	"internal/conntrack":   {"internal/model"},
+	"internal/binding":     {"internal/conntrack", "internal/model"},
 	"internal/vip":         {},
 	"internal/segment":     {"internal/model"},
+	"internal/sockets":     {"internal/model"},
 	"internal/nudge":       {},
 	"internal/health":      {"internal/model"},
 	"internal/state":       {"internal/model"},
+	"internal/egress":      {"internal/model"},
 	"internal/host":        {"internal/model"},
 	"internal/host/look":   {"internal/host", "internal/model"},
 
@@ -50,20 +53,20 @@ var may = map[string][]string{
 
 	"internal/keep": {"internal/state"},
 
-	"internal/engine": {"internal/blocklist", "internal/conntrack", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
+	"internal/engine": {"internal/binding", "internal/blocklist", "internal/conntrack", "internal/egress", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset",
-		"internal/state", "internal/vip"},
+		"internal/sockets", "internal/state", "internal/vip"},
 
 	"internal/api": {"internal/blocklist", "internal/config", "internal/engine", "internal/keep", "internal/lists", "internal/model", "internal/state"},
 
-	"internal/metrics": {"internal/engine", "internal/lists", "internal/ruleset"},
+	"internal/metrics": {"internal/egress", "internal/engine", "internal/lists", "internal/ruleset"},
 	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
 
 	"internal/lab":  {},
 	"internal/demo": {"internal/lab"},
-	"cmd/weir": {"internal/api", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/engine", "internal/flow",
+	"cmd/weir": {"internal/api", "internal/binding", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/egress", "internal/engine", "internal/flow",
 		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
-		"internal/nudge", "internal/plan", "internal/ruleset", "internal/segment", "internal/state",
+		"internal/nudge", "internal/plan", "internal/ruleset", "internal/segment", "internal/sockets", "internal/state",
 		"internal/tap", "internal/tap/capture", "internal/tap/files", "internal/vip"},
 
 	// Nothing of the product: they look at it from outside.
@@ -75,7 +78,7 @@ var may = map[string][]string{
 
 // pure packages have no clock, no kernel and no goroutine.
 var pure = []string{"internal/model", "internal/flow", "internal/ruleset", "internal/plan", "internal/state", "internal/host",
-	"internal/blocklist", "internal/steer/match", "internal/tap"}
+	"internal/blocklist", "internal/egress", "internal/steer/match", "internal/tap"}
 
 // impure is what a pure package must not import.
 var impure = []string{"os", "os/exec", "net", "syscall", "time/tzdata", "sync", "sync/atomic", "context",

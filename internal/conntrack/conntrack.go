@@ -8,7 +8,8 @@
 // socket belongs to one network namespace for life, so a [Conn] answers for the
 // namespace it was opened in, whichever thread asks.
 //
-// Events are not used: the kernel loses them under load. A dump is the truth.
+// A dump is the truth. [Events], which the kernel loses under load, tell when connections
+// begin and end; nothing but the log of bindings depends on them.
 package conntrack
 
 import (

@@ -29,7 +29,7 @@ func (e *Engine) build(ctx context.Context, cfg *model.Config) (*plan.Plan, erro
 		return nil, err
 	}
 	if e.fence != nil {
-		return plan.Build(cfg, e.plan), nil
+		return plan.Build(e.bearable(cfg), e.plan), nil
 	}
 	var prev *plan.Blocks
 	if e.plan != nil {
@@ -39,7 +39,7 @@ func (e *Engine) build(ctx context.Context, cfg *model.Config) (*plan.Plan, erro
 	if err != nil {
 		return nil, err
 	}
-	return plan.Build(cfg, e.plan).WithBlocks(blocks), nil
+	return plan.Build(e.bearable(cfg), e.plan).WithBlocks(blocks), nil
 }
 
 func planBlocks(ctx context.Context, k Kernel, c *blocklist.Compiled, prev *plan.Blocks) (*plan.Blocks, error) {

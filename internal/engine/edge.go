@@ -90,7 +90,7 @@ func (st *EdgeStatus) take(c plan.Counted, e nft.Elem, ruleOf func(set, key, end
 	case plan.DroppedIn:
 		st.Dropped = append(st.Dropped, Dropped{In: ruleset.DeviceOf(e.Key), Passed: passed})
 	case plan.DroppedForward:
-		st.Dropped = append(st.Dropped, Dropped{ruleset.DeviceOf(e.Key), ruleset.DeviceOf(e.Key[ruleset.IfName.Padded():]), passed})
+		st.Dropped = append(st.Dropped, droppedBy(e))
 	case plan.DroppedFlags:
 		st.BadFlags = append(st.BadFlags, BadFlags{ruleset.DeviceOf(e.Key), plan.FlagsText(e.Key), passed})
 	}
@@ -101,8 +101,24 @@ func (st *EdgeStatus) sort() {
 	if st == nil {
 		return
 	}
-	slices.SortFunc(st.Dropped, func(a, b Dropped) int { return cmp.Or(cmp.Compare(a.Out, b.Out), cmp.Compare(a.In, b.In)) })
+	sortDropped(st.Dropped)
 	slices.SortFunc(st.BadFlags, func(a, b BadFlags) int { return cmp.Or(cmp.Compare(a.In, b.In), cmp.Compare(a.Flags, b.Flags)) })
+}
+
+func sortDropped(list []Dropped) {
+	slices.SortFunc(list, func(a, b Dropped) int { return cmp.Or(cmp.Compare(a.Out, b.Out), cmp.Compare(a.In, b.In)) })
+}
+
+// droppedBy reads an element that counts by the devices of arrival and departure.
+func droppedBy(e nft.Elem) Dropped {
+	return Dropped{ruleset.DeviceOf(e.Key), ruleset.DeviceOf(e.Key[ruleset.IfName.Padded():]), Passed{e.Counter.Packets, e.Counter.Bytes}}
+}
+
+// leak adds what was kept from leaving with a private source.
+func (st *Status) leak(e nft.Elem) {
+	if e.Counter != (nft.Counter{}) {
+		st.Leaks = append(st.Leaks, droppedBy(e))
+	}
 }
 
 // listener returns the service and the place in its list of the listener l.

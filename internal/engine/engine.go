@@ -74,6 +74,8 @@ type Engine struct {
 	Wires     Wires     // nil: the box is taken for what services with direct return need
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
+	// NoTimeouts says that the kernel has no ct timeouts: those of pools are left out.
+	NoTimeouts bool
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known

@@ -48,9 +48,12 @@ type Loop struct {
 	Traffic Connections        // the connection table; nil: it is left alone
 	Host    Host               // what the box provides; nil: nobody watches it
 	Lists   Lists              // blocklists; nil: none
+	Pools   Pools              // who watches egress pools; nil: nobody
 	Memory  Memory             // what was known before this start
 	Save    func(Memory) error // keeps what is known; nil: it is lost
 	Journal *Journal           // nil: events are lost
+
+	Bindings Bindings // the log of bindings; nil: none
 
 	Kept  Keeper                                         // configurations that were taken; nil: none is kept
 	Parse func(name, text string) (*model.Config, error) // reads what was kept
@@ -80,6 +83,8 @@ type Loop struct {
 	pause      time.Duration     // before the next try; 0: none failed
 	retry      <-chan time.Time  // ends the pause
 	last       Outcome           // of the last step
+
+	pooled // egress pools
 
 	book       keep.Record   // what is kept of configurations
 	before     *model.Config // to go back to, while a change waits
@@ -147,6 +152,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.judged(list)
 		case <-relisted:
 			l.listsNews(ctx)
+		case <-l.poolsWake():
+			l.poolsChanged()
 		case e, ok := <-l.Events:
 			switch {
 			case !ok:
@@ -192,6 +199,7 @@ func (l *Loop) prepare() {
 	if l.Lists != nil {
 		l.fencer = newFencer(l.Lists, l.Engine.Fence(), l.After)
 	}
+	l.resumeDrains()
 }
 
 // resumed returns what operators said to the weir before, as it holds now.
@@ -272,6 +280,11 @@ func (l *Loop) step(ctx context.Context) {
 		return
 	}
 	l.pending, l.pause = false, 0
+	l.drainsApplied()
+	if l.Pools != nil {
+		l.Pools.Applied(l.Engine.Plan())
+	}
+	l.bind()
 	l.last = rep.Outcome()
 	l.Log.Info("applied", "change", rep.Delta.Summary(), "read", rep.Read, "plan", rep.Plan, "commit", rep.Commit)
 	l.end(ctx)
@@ -280,6 +293,8 @@ func (l *Loop) step(ctx context.Context) {
 
 func (l *Loop) apply(ctx context.Context) (Report, error) {
 	cfg, transitions := l.roster.Effective(l.Now())
+	cfg = l.withPools(cfg)
+	l.planned(cfg)
 	for _, t := range transitions {
 		l.transition(t)
 	}
@@ -341,6 +356,7 @@ func (l *Loop) tick(ctx context.Context) {
 	if l.roster.Due(l.Now()) {
 		l.pending = true
 	}
+	l.dueDrains()
 	l.expire()
 	l.rewire()
 	l.tellLists() // of one that cannot be read, which changes nothing
@@ -420,7 +436,7 @@ func (l *Loop) save() {
 	if !l.unsaved || l.Save == nil {
 		return
 	}
-	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks()}); err != nil {
+	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks(), l.drainWords()}); err != nil {
 		if !l.saveFailed { // a full disk needs no line a second
 			l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
 			l.note(Event{Kind: "error", Message: "state could not be saved: " + err.Error()})

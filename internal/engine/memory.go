@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -24,6 +25,7 @@ type Memory struct {
 	Down  map[Member]state.Health
 
 	Blocks []lists.Block
+	Drains map[netip.Addr]state.Word // of addresses of egress pools
 }
 
 // memoryFile is the form in which it is kept.
@@ -33,6 +35,12 @@ type memoryFile struct {
 	Down    []keptDown `json:"down"`
 
 	Blocks []lists.Block `json:"blocks,omitempty"`
+	Drains []keptDrain   `json:"egress_drains,omitempty"`
+}
+
+type keptDrain struct {
+	Address netip.Addr `json:"address"`
+	state.Word
 }
 
 type keptDown struct {
@@ -67,7 +75,13 @@ func LoadMemory(path string) (Memory, error) {
 	if f.Version != memoryVersion {
 		return Memory{}, fmt.Errorf("%s: version %d is not known; this weir knows %d", path, f.Version, memoryVersion)
 	}
-	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks}
+	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks, make(map[netip.Addr]state.Word, len(f.Drains))}
+	for _, d := range f.Drains {
+		if !d.Address.IsValid() || d.Admin != state.Drain {
+			return Memory{}, fmt.Errorf("%s: %q of egress address %q is not a word that weir knows", path, d.Admin, d.Address)
+		}
+		m.Drains[d.Address] = d.Word
+	}
 	for _, b := range f.Blocks {
 		if err := b.Check(); err != nil {
 			return Memory{}, fmt.Errorf("%s: %w", path, err)
@@ -101,6 +115,10 @@ func (w keptWord) check() error {
 // SaveMemory replaces the file at once: a full disk or a crash leaves the one before.
 func SaveMemory(path string, memory Memory) error {
 	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}, Blocks: memory.Blocks}
+	for a, w := range memory.Drains {
+		f.Drains = append(f.Drains, keptDrain{a, w})
+	}
+	slices.SortFunc(f.Drains, func(a, b keptDrain) int { return a.Address.Compare(b.Address) })
 	for m, h := range memory.Down {
 		f.Down = append(f.Down, keptDown{m.Service, m.Backend, h.Reason, h.Since})
 	}

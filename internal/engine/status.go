@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"weir/internal/binding"
 	"weir/internal/host"
 	"weir/internal/lists"
 	"weir/internal/model"
@@ -21,9 +22,11 @@ import (
 type Status struct {
 	Loaded   bool            `json:"loaded"` // weir's rules are in the kernel
 	Services []ServiceStatus `json:"services"`
-	Edge     *EdgeStatus     `json:"edge,omitempty"`     // nil: the file says nothing of it, or one service was asked for
-	Waiting  *Waiting        `json:"waiting,omitempty"`  // a change that is not confirmed yet
-	Rejected *Rejected       `json:"rejected,omitempty"` // the last one that was not, until another is taken
+	Edge     *EdgeStatus     `json:"edge,omitempty"` // nil: the file says nothing of it, or one service was asked for
+	// Leaks is packets with private sources that did not leave by the device of a pool.
+	Leaks    []Dropped `json:"leaks,omitempty"`
+	Waiting  *Waiting  `json:"waiting,omitempty"`  // a change that is not confirmed yet
+	Rejected *Rejected `json:"rejected,omitempty"` // the last one that was not, until another is taken
 
 	// What only a running weir knows.
 	Findings []host.Finding `json:"findings,omitzero"` // what is wrong on the box, the worst first
@@ -32,6 +35,10 @@ type Status struct {
 	// Connections is the kernel's table of all connections, services' and others'.
 	Connections *TableStatus `json:"connection_table,omitempty"`
 	SYNProxy    *ProxyStatus `json:"syn_proxy,omitempty"` // nil: no service has one
+	// Bindings is how the log of bindings fares; nil: nothing is logged.
+	Bindings *binding.Status `json:"bindings,omitempty"`
+	// Egress is what of egress pools is full or nearly so, the worst first.
+	Egress []EgressAlarm `json:"egress,omitempty"`
 }
 
 // ServiceStatus is the share of one service.
@@ -125,9 +132,13 @@ func readStatus(ctx context.Context, k Counters, cfg *model.Config, p *plan.Plan
 		edge = nil // a file that is not applied yet: its rules are others
 	}
 	defer edge.sort()
+	defer func() { sortDropped(st.Leaks) }()
 	for _, c := range p.Counted() {
 		err := k.Elements(ctx, table, c.Set, func(e nft.Elem) bool {
 			switch {
+			case c.What == plan.Leaked:
+				st.leak(e)
+				return true
 			case c.What >= plan.Opened:
 				edge.take(c, e, p.OpenRule)
 				return true

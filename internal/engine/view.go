@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"weir/internal/egress"
 	"weir/internal/health"
 	"weir/internal/host"
 	"weir/internal/lists"
@@ -31,6 +32,10 @@ type View struct {
 	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
 	Behind   bool                       // the kernel has not the blocklists yet: they are on their way, or tried again
 
+	Pools  []*model.Pool  // egress pools with what is known of them
+	Drains []AddressDrain // addresses of pools that operators drain
+	Alarms []egress.Alarm // what of pools is full or nearly so
+
 	plan *plan.Plan // the last that was applied; nil before the first
 }
 
@@ -53,6 +58,7 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 			v.Checks[m] = Health{true, t.Snapshot()}
 		}
 		v.plan = l.Engine.Plan()
+		v.Pools, v.Drains, v.Alarms = l.withPools(l.file).Egress, l.addressDrains(), l.usage.Alarms
 		if l.fencer != nil {
 			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
 			v.Blocks = l.fencer.fence.Blocks()
@@ -83,11 +89,12 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	}
 	st.readTables(&cfg)
 	if name != "" {
-		st.Edge = nil
+		st.Edge, st.Leaks = nil, nil
 	}
 	st.Waiting, st.Rejected = v.Waiting, v.Rejected
 	applied := v.Reached()
 	st.Findings, st.Applied, st.Lists = v.Findings, &applied, v.Lists
+	st.Egress = egressAlarms(v.Alarms)
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
 	}

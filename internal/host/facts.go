@@ -119,7 +119,8 @@ func (f *Facts) Inherit(n *Needs, before *Facts, needs *Needs) {
 // Conntrack is the state of the connection table. A Max of 0 is one that cannot be read.
 type Conntrack struct {
 	Count, Max, Buckets int
-	Level               int // the last one: see Fill
+	Level               int  // the last one: see Fill
+	NoEvents            bool // net.netfilter.nf_conntrack_events is 0
 }
 
 // Levels of the connection table, in percent.

@@ -28,34 +28,38 @@ var rank = map[Severity]int{Error: 0, Warning: 1, Info: 2}
 
 // What findings are about. The words are part of weir's interface.
 const (
-	IPForward      = "ip-forward"        // a sysctl that lets packets through is off
-	NoRoute        = "no-route"          // backends that nothing leads to
-	NotOnSegment   = "not-on-segment"    // backends of direct return that are not on a segment of the box
-	RouteLost      = "route-lost"        // backends that only the default route leads to now
-	DeviceMissing  = "device-missing"    // a device that is needed does not exist
-	DeviceDown     = "device-down"       // it is not set up
-	NoCarrier      = "no-carrier"        // it is set up, and nothing is at the other end
-	IPv6Disabled   = "ipv6-disabled"     // on a device that is to hold IPv6 addresses
-	AddressMissing = "address-missing"   // an address that weir should hold
-	SourceMissing  = "source-missing"    // a service's source address that nobody holds
-	RPFilter       = "rp-filter"         // strict reverse-path filtering where packets come another way
-	AcceptRA       = "accept-ra"         // a default route that forwarding lets expire
-	ConntrackFull  = "conntrack-full"    // the connection table fills up
-	ConntrackSlow  = "conntrack-buckets" // it has too few buckets for its size
-	ListenUnheld   = "listen-not-held"   // a listen address on a segment, and nobody answers for it
-	ByDefault      = "by-default-route"  // private backends behind the default route
-	ForeignDrop    = "foreign-drop"      // somebody else's chain drops by default
-	Rights         = "rights"            // of who runs weir
-	NfTables       = "nf-tables"         // the kernel's packet filter can't be used
-	RulesMissing   = "rules-missing"     // weir's rules are not in the kernel
-	RulesDiffer    = "rules-differ"      // they are not what the configuration asks for
-	NotRunning     = "not-running"       // no weir runs here
-	NoAnswer       = "no-answer"         // it runs, and does not answer
-	StateFile      = "state-file"        // what operators say cannot be kept
-	BackendDown    = "backend-down"      // the checks say so
-	ServiceDown    = "service-down"      // nothing to send new connections to
-	Blocklist      = "blocklist"         // cannot be read, or would cut off what is needed
-	NotReadable    = "host-not-readable" // the box could not be looked at
+	IPForward       = "ip-forward"         // a sysctl that lets packets through is off
+	NoRoute         = "no-route"           // backends that nothing leads to
+	NotOnSegment    = "not-on-segment"     // backends of direct return that are not on a segment of the box
+	RouteLost       = "route-lost"         // backends that only the default route leads to now
+	DeviceMissing   = "device-missing"     // a device that is needed does not exist
+	DeviceDown      = "device-down"        // it is not set up
+	NoCarrier       = "no-carrier"         // it is set up, and nothing is at the other end
+	IPv6Disabled    = "ipv6-disabled"      // on a device that is to hold IPv6 addresses
+	AddressMissing  = "address-missing"    // an address that weir should hold
+	SourceMissing   = "source-missing"     // a service's source address that nobody holds
+	RPFilter        = "rp-filter"          // strict reverse-path filtering where packets come another way
+	AcceptRA        = "accept-ra"          // a default route that forwarding lets expire
+	ConntrackFull   = "conntrack-full"     // the connection table fills up
+	ConntrackSlow   = "conntrack-buckets"  // it has too few buckets for its size
+	ConntrackEvents = "conntrack-events"   // the kernel tells nobody of connections
+	ConntrackTimes  = "conntrack-timeouts" // it has no timeouts but the sysctls'
+	PoolUnheld      = "pool-not-held"      // addresses of a pool on a segment, and nobody answers for them
+	PoolRoom        = "pool-over-table"    // a pool can hold more connections than the connection table
+	ListenUnheld    = "listen-not-held"    // a listen address on a segment, and nobody answers for it
+	ByDefault       = "by-default-route"   // private backends behind the default route
+	ForeignDrop     = "foreign-drop"       // somebody else's chain drops by default
+	Rights          = "rights"             // of who runs weir
+	NfTables        = "nf-tables"          // the kernel's packet filter can't be used
+	RulesMissing    = "rules-missing"      // weir's rules are not in the kernel
+	RulesDiffer     = "rules-differ"       // they are not what the configuration asks for
+	NotRunning      = "not-running"        // no weir runs here
+	NoAnswer        = "no-answer"          // it runs, and does not answer
+	StateFile       = "state-file"         // what operators say cannot be kept
+	BackendDown     = "backend-down"       // the checks say so
+	ServiceDown     = "service-down"       // nothing to send new connections to
+	Blocklist       = "blocklist"          // cannot be read, or would cut off what is needed
+	NotReadable     = "host-not-readable"  // the box could not be looked at
 )
 
 // Finding is something about the box that the configuration needs otherwise. Its JSON form

@@ -43,6 +43,7 @@ func Judge(n *Needs, f *Facts) []Finding {
 	j.filters()
 	j.advertised()
 	j.conntrack()
+	j.pools()
 	Sort(j.out)
 	return j.out
 }

@@ -66,6 +66,16 @@ func text(f host.Finding) string {
 	return fmt.Sprintf("%s %s %s [%s] %s", f.Severity, f.ID, f.Subject, strings.Join(f.Services, " "), f)
 }
 
+// pools returns a pool of routed addresses, for the hosts of eth1, which leave by eth0.
+func pools(change func(*model.Pool)) []*model.Pool {
+	p := &model.Pool{Name: "out", From: []netip.Prefix{prefix("10.1.0.0/16")}, Out: []string{"eth0"},
+		Addresses: []model.AddrRange{{Lo: addr("192.0.2.1"), Hi: addr("192.0.2.2")}}, Ports: []model.PortRange{{Lo: 1024, Hi: 1033}}}
+	if change != nil {
+		change(p)
+	}
+	return []*model.Pool{p}
+}
+
 func TestJudge(t *testing.T) {
 	link := func(f *host.Facts, name string) *host.Link {
 		return &f.Links[slices.IndexFunc(f.Links, func(l host.Link) bool { return l.Name == name })]
@@ -84,6 +94,43 @@ func TestJudge(t *testing.T) {
 		want   []string
 	}{
 		{"nothing is wrong", func(*model.Config, *host.Facts) {}, nil},
+		{"a pool, and nothing is wrong", func(cfg *model.Config, _ *host.Facts) { cfg.Egress = pools(nil) }, nil},
+		{"a pool, and IPv4 forwarding off", func(cfg *model.Config, f *host.Facts) {
+			cfg.Services, f.Routes, f.Last, cfg.Egress = nil, nil, nil, pools(nil)
+			f.Forward[model.IPv4] = 0
+		}, []string{"error ip-forward net.ipv4.ip_forward [] net.ipv4.ip_forward is 0: the kernel lets nothing through from one device to another (egress pool out); type: sysctl -w net.ipv4.ip_forward=1"}},
+		{"a pool, and its clients' device does not forward", func(cfg *model.Config, f *host.Facts) {
+			cfg.Services, f.Routes, f.Last, cfg.Egress = nil, nil, nil, pools(nil)
+			link(f, "eth1").Forward4 = 0
+		}, []string{"error ip-forward net.ipv4.conf.eth1.forwarding [] net.ipv4.conf.eth1.forwarding is 0: the kernel forwards nothing that comes in by eth1 (egress pool out); type: sysctl -w net.ipv4.conf.eth1.forwarding=1"}},
+		{"a pool by a device that is not there", func(cfg *model.Config, f *host.Facts) {
+			cfg.Egress = pools(func(p *model.Pool) { p.Out = []string{"ppp0"} })
+		}, []string{"error device-missing ppp0 [] there is no device ppp0: no connection leaves by it (egress pool out)"}},
+		{"a pool by two devices, one strict", func(cfg *model.Config, f *host.Facts) {
+			cfg.Egress = pools(func(p *model.Pool) { p.Out = []string{"eth0", "eth2"} })
+			link(f, "eth2").RPFilter = 1
+		}, []string{"warning rp-filter net.ipv4.conf.eth2.rp_filter [] reverse-path filtering is strict on eth2, which is not the device of the best default route: answers that come in by eth2 are dropped where the way back to their senders is by eth0 (egress pool out); type: sysctl -w net.ipv4.conf.eth2.rp_filter=2"}},
+		{"a pool of addresses of another device's segment", func(cfg *model.Config, f *host.Facts) {
+			cfg.Egress = pools(nil)
+			f.Held = append(f.Held, host.HeldPrefix{Dev: "eth2", Prefix: prefix("192.0.2.1/24")}, host.HeldPrefix{Dev: "eth2", Prefix: prefix("192.0.2.2/24")})
+			link(f, "eth2").RPFilter = 1
+		}, []string{"warning rp-filter net.ipv4.conf.eth2.rp_filter [] reverse-path filtering is strict on eth2, which is on the segment of addresses with which connections leave by eth0: answers that come in by eth2 are dropped where the way back to their senders is by eth0 (egress pool out); type: sysctl -w net.ipv4.conf.eth2.rp_filter=2"}},
+		{"a pool of a segment's addresses that nobody holds", func(cfg *model.Config, _ *host.Facts) {
+			cfg.Egress = pools(func(p *model.Pool) {
+				p.Addresses = []model.AddrRange{{Lo: addr("203.0.113.7"), Hi: addr("203.0.113.9")}}
+			})
+		}, []string{"warning pool-not-held out eth0 [] 203.0.113.7, 203.0.113.8 and 1 more are of the network of eth0, and on no device: nobody answers for it there, so answers do not come back; assign: true has weir hold it (egress pool out); type: ip addr add 203.0.113.7/32 dev eth0"}},
+		{"a pool that is to be held", func(cfg *model.Config, _ *host.Facts) {
+			cfg.Egress = pools(func(p *model.Pool) { p.Assign = "eth0" })
+		}, []string{"error address-missing eth0 [] 192.0.2.1 and 192.0.2.2 are not on eth0: nobody answers for it there; type: weir apply"}},
+		{"a pool larger than the connection table", func(cfg *model.Config, f *host.Facts) {
+			cfg.Egress = pools(func(p *model.Pool) { p.Ports = []model.PortRange{model.DefaultPoolPorts} })
+			f.Conntrack = host.Conntrack{Count: 7, Max: 65536, Buckets: 65536}
+		}, []string{"info pool-over-table net.netfilter.nf_conntrack_max [] the connection table has room for 65536 connections, and a pool for 129024 to one destination alone: the table is full before the pool is (egress pool out); type: sysctl -w net.netfilter.nf_conntrack_max=258048"}},
+		{"a pool that is logged, and no events", func(cfg *model.Config, f *host.Facts) {
+			cfg.Egress = pools(func(p *model.Pool) { p.Log = true })
+			f.Conntrack.NoEvents = true
+		}, []string{"error conntrack-events net.netfilter.nf_conntrack_events [] net.netfilter.nf_conntrack_events is 0: the kernel tells nobody of connections, and the log of bindings has only those that are found open (egress pool out); type: sysctl -w net.netfilter.nf_conntrack_events=1"}},
 		{"IPv4 forwarding off", func(_ *model.Config, f *host.Facts) { f.Forward[model.IPv4] = 0 }, []string{
 			"error ip-forward net.ipv4.ip_forward [web far held] net.ipv4.ip_forward is 0: the kernel forwards nothing to backends on other hosts (services web, far, held); type: sysctl -w net.ipv4.ip_forward=1"}},
 		{"IPv6 forwarding off", func(_ *model.Config, f *host.Facts) { f.Forward[model.IPv6] = 0 }, []string{

@@ -51,6 +51,15 @@ func NeedsOf(cfg *model.Config) *Needs {
 			}
 		}
 	}
+	for _, p := range cfg.Egress {
+		for _, f := range []model.Family{model.IPv4, model.IPv6} {
+			for _, a := range p.Addrs(f) {
+				if p.Assign != "" {
+					n.Assigned = append(n.Assigned, Held{p.Assign, a})
+				}
+			}
+		}
+	}
 	slices.SortFunc(n.Assigned, func(a, b Held) int { return cmp.Or(cmp.Compare(a.Dev, b.Dev), a.Addr.Compare(b.Addr)) })
 	n.Assigned = slices.Compact(n.Assigned)
 	for _, list := range []*[]netip.Addr{&n.Backends, &n.Listens, &n.Sources} {

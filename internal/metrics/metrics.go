@@ -26,6 +26,8 @@ type Source interface {
 	Sums() map[string]ruleset.Count
 	// Uncounted returns what met an entry and was counted for none, for want of room.
 	Uncounted() ruleset.Count
+	// Usage returns what view's egress pools had in use at the last look at them.
+	Usage(view engine.View) engine.EgressStatus
 }
 
 // timeout bounds one look.
@@ -94,9 +96,9 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, m := range []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
+	for _, m := range append(egressMetrics, []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
 		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt,
-		listEntries, listOK, listRead, blockedPkts, blockedSize} {
+		listEntries, listOK, listRead, blockedPkts, blockedSize}...) {
 		ch <- m.desc
 	}
 }
@@ -137,6 +139,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if len(view.Lists) > 0 {
 		w.put(uncounted, float64(c.weir.Uncounted().Packets))
 	}
+	w.egress(c.weir.Usage(view))
 	st, err := c.weir.Status(ctx, view, "")
 	w.yes(up, err == nil)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"weir/internal/egress"
 	"weir/internal/engine"
 	"weir/internal/lists"
 	"weir/internal/ruleset"
@@ -50,6 +52,13 @@ func (f fake) Status(context.Context, engine.View, string) (engine.Status, error
 	}}, {Name: "proxy", Forward: "local", Track: "none", Listeners: []engine.ListenerStatus{
 		{Listen: "198.51.100.11:80,443/tcp", Traffic: engine.Traffic{PacketsIn: 15, BytesIn: 16, PacketsOut: 17, BytesOut: 18}},
 	}}}}, f.status
+}
+
+func (f fake) Usage(engine.View) engine.EgressStatus {
+	return engine.EgressStatus{Failures: egress.Failures{InsertFailed: 6, Exhaustion: 3, Race: 2, Unknown: 1}, Pools: []engine.EgressPool{
+		{Name: "apis", Spilled: 4, Relieved: 1, Addresses: []engine.EgressAddress{
+			{Address: netip.MustParseAddr("198.51.100.1"), State: "up", Ports: 400, InUse: 100, Percent: 25, Connections: 130, NewTotal: 500},
+			{Address: netip.MustParseAddr("2001:db8::1"), State: "draining", Ports: 400}}}}}
 }
 
 func (f fake) Counts() map[string]uint64 { return map[string]uint64{"state": 4, "reload": 1} }

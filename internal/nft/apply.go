@@ -54,7 +54,7 @@ func (c *Conn) commit(b *Batch, gen uint32) (uint32, error) {
 	if err := c.sendBatch(b); err != nil && err != unix.ENOBUFS {
 		return 0, err
 	}
-	refused, acked, lost := c.answers(b)
+	refused, acked, lost := c.answers(b, b.Len()-2)
 	switch {
 	case len(refused) > 0:
 		return 0, refusal(b, refused)
@@ -111,9 +111,9 @@ type ack struct {
 }
 
 // answers reads what the kernel put into the queue while it worked on the batch. acked
-// is whether the last message, and with it the whole, is confirmed.
-func (c *Conn) answers(b *Batch) (refused []ack, acked bool, lost error) {
-	lastSeq := uint32(b.Len() - 2)
+// is whether the one of index last, and with it all before, is confirmed.
+func (c *Conn) answers(b *Batch, last int) (refused []ack, acked bool, lost error) {
+	lastSeq := uint32(last)
 	for {
 		n, err := c.recv()
 		if err == unix.ENOBUFS {

@@ -28,6 +28,8 @@ const (
 	opAddRule
 	opWakeTable
 	opKeepElems // opAddElems of elements that may be there
+	opDelTimeouts
+	opAddTimeouts
 )
 
 var opInfo = [...]struct {
@@ -35,20 +37,22 @@ var opInfo = [...]struct {
 	typ   uint16
 	flags uint16
 }{
-	opBegin:     {"begin", unix.NFNL_MSG_BATCH_BEGIN, 0},
-	opEnd:       {"end", unix.NFNL_MSG_BATCH_END, 0},
-	opAddTable:  {"add", msgType(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
-	opDelTable:  {"delete", msgType(unix.NFT_MSG_DELTABLE), 0},
-	opFlush:     {"flush", msgType(unix.NFT_MSG_DELRULE), 0},
-	opDelElems:  {"delete", msgType(unix.NFT_MSG_DELSETELEM), 0},
-	opDelChain:  {"delete", msgType(unix.NFT_MSG_DELCHAIN), 0},
-	opDelSet:    {"delete", msgType(unix.NFT_MSG_DELSET), 0},
-	opAddChain:  {"add", msgType(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
-	opAddSet:    {"add", msgType(unix.NFT_MSG_NEWSET), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
-	opAddElems:  {"add", msgType(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
-	opAddRule:   {"add", msgType(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE | unix.NLM_F_APPEND},
-	opWakeTable: {"switch on", msgType(unix.NFT_MSG_NEWTABLE), 0},
-	opKeepElems: {"add", msgType(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE},
+	opBegin:       {"begin", unix.NFNL_MSG_BATCH_BEGIN, 0},
+	opEnd:         {"end", unix.NFNL_MSG_BATCH_END, 0},
+	opAddTable:    {"add", msgType(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
+	opDelTable:    {"delete", msgType(unix.NFT_MSG_DELTABLE), 0},
+	opFlush:       {"flush", msgType(unix.NFT_MSG_DELRULE), 0},
+	opDelElems:    {"delete", msgType(unix.NFT_MSG_DELSETELEM), 0},
+	opDelChain:    {"delete", msgType(unix.NFT_MSG_DELCHAIN), 0},
+	opDelSet:      {"delete", msgType(unix.NFT_MSG_DELSET), 0},
+	opAddChain:    {"add", msgType(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
+	opAddSet:      {"add", msgType(unix.NFT_MSG_NEWSET), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
+	opAddElems:    {"add", msgType(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
+	opAddRule:     {"add", msgType(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE | unix.NLM_F_APPEND},
+	opWakeTable:   {"switch on", msgType(unix.NFT_MSG_NEWTABLE), 0},
+	opDelTimeouts: {"delete", msgType(unix.NFT_MSG_DELOBJ), 0},
+	opAddTimeouts: {"add", msgType(unix.NFT_MSG_NEWOBJ), unix.NLM_F_CREATE | unix.NLM_F_EXCL},
+	opKeepElems:   {"add", msgType(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE},
 }
 
 func msgType(t uint16) uint16 { return unix.NFNL_SUBSYS_NFTABLES<<8 | t }
@@ -63,6 +67,7 @@ type message struct {
 	set   *ruleset.Set
 	elems []ruleset.Element
 	pack  *ruleset.Packed // elements, too
+	times *ruleset.Timeouts
 }
 
 // count returns the number of elements that the message is about.
@@ -138,6 +143,8 @@ func (m *message) object() string {
 	switch {
 	case m.count() > 0:
 		return m.elemsText() + " of " + setText(m.set) + " in " + in
+	case m.times != nil:
+		return "ct timeout " + m.times.Name + " in " + in
 	case m.set != nil:
 		return setText(m.set) + " in " + in
 	case m.op == opAddRule:
@@ -244,11 +251,16 @@ func (b *Batch) frame(gen uint32, body func()) {
 	}
 	b.w.end(at)
 	body()
-	if last := &b.msgs[len(b.msgs)-1]; last.op != opBegin {
-		f := b.w.b[last.at+6:]
-		binary.NativeEndian.PutUint16(f, binary.NativeEndian.Uint16(f)|unix.NLM_F_ACK)
+	if b.msgs[len(b.msgs)-1].op != opBegin {
+		b.askAck()
 	}
 	b.w.end(b.open(message{op: opEnd}))
+}
+
+// askAck asks for an answer to the last message.
+func (b *Batch) askAck() {
+	f := b.w.b[b.msgs[len(b.msgs)-1].at+6:]
+	binary.NativeEndian.PutUint16(f, binary.NativeEndian.Uint16(f)|unix.NLM_F_ACK)
 }
 
 // rangeIndex returns which range the k-th written element belongs to: all but one that

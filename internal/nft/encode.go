@@ -43,7 +43,7 @@ const (
 func (b *Batch) grow(d *ruleset.Delta) {
 	bytes, msgs := otherBytes, 2
 	for _, td := range d.Tables {
-		other := 1 + len(td.Flush) + len(td.DelChains) + len(td.DelSets) + len(td.AddChains) + len(td.AddSets)
+		other := 1 + len(td.Flush) + len(td.DelChains) + len(td.DelSets) + len(td.DelTimeouts) + 4*len(td.AddTimeouts) + len(td.AddChains) + len(td.AddSets)
 		bytes += other*otherBytes + len(td.AddSets)*otherBytes
 		for _, c := range td.AddRules {
 			msgs += len(c.Rules)
@@ -89,6 +89,12 @@ func (e *encoder) table(td *ruleset.TableDelta) {
 	}
 	for _, s := range td.DelSets {
 		e.named(message{op: opDelSet, table: t, set: s}, unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, s.Name)
+	}
+	for _, o := range td.DelTimeouts {
+		e.delTimeouts(t, o)
+	}
+	for _, o := range td.AddTimeouts {
+		e.addTimeouts(t, o)
 	}
 	for _, c := range td.AddChains {
 		e.chain(t, c)

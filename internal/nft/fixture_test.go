@@ -103,6 +103,8 @@ func full() *rs.Ruleset {
 	fibSets, fibChains := fibFixture()
 	t.Sets = slices.Concat(t.Sets, sets, floodSets, markSets, fibSets)
 	t.Chains = slices.Concat(t.Chains, bases(), chains, floodChains, markChains, fibChains)
+	times, hygieneChains := hygieneFixture()
+	t.Timeouts, t.Chains = times, append(t.Chains, hygieneChains...)
 	poolSets, poolChains := egressFixture()
 	t.Sets, t.Chains = append(t.Sets, poolSets...), append(t.Chains, poolChains...)
 	return &rs.Ruleset{Tables: []*rs.Table{t}}

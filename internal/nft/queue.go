@@ -147,7 +147,7 @@ func (c *Conn) probeQueue(form queueForm) error {
 	if err := c.send(b.Bytes()); err != nil {
 		return err
 	}
-	refused, _, lost := c.answers(b)
+	refused, _, lost := c.answers(b, b.Len()-1)
 	switch {
 	case len(refused) > 0:
 		return refused[0].errno

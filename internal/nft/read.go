@@ -121,6 +121,9 @@ func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*rulese
 	if err := c.readChains(ref, t, want); err != nil {
 		return nil, err
 	}
+	if err := c.readTimeouts(ref, t); err != nil {
+		return nil, err
+	}
 	return t, c.readSets(ref, t, want)
 }
 

@@ -112,6 +112,14 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.setMark(s)
 	case ruleset.Queue:
 		r.queue(s)
+	case ruleset.SetTimeouts:
+		r.setTimeouts(s)
+	case ruleset.ClampMSS:
+		r.clampMSS()
+	case ruleset.SourceKept:
+		r.sourceKept()
+	case ruleset.CameIn:
+		r.cameIn()
 	case ruleset.InSet:
 		r.lookup(s.Set, r.newKey(s.Key), -1, false)
 	case ruleset.VMap:

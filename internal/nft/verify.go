@@ -107,8 +107,12 @@ var meanings = map[string][]exprAttr{
 	"connlimit": {{connlimitCount, number}, {connlimitFlags, number}},
 	"limit": {{unix.NFTA_LIMIT_RATE, number}, {unix.NFTA_LIMIT_UNIT, number}, {unix.NFTA_LIMIT_BURST, number},
 		{unix.NFTA_LIMIT_TYPE, number}, {unix.NFTA_LIMIT_FLAGS, number}},
-	"counter":  {}, // what it has counted is no part of what it does
-	"fwd":      {{fwdSregDev, register}, {fwdSregAddr, register}, {fwdNFProto, number}},
+	"counter": {}, // what it has counted is no part of what it does
+	"fwd":     {{fwdSregDev, register}, {fwdSregAddr, register}, {fwdNFProto, number}},
+	"objref":  {{objrefType, number}, {objrefName, name}, {objrefSreg, never}, {objrefSet, never}},
+	"rt":      {{rtDreg, register}, {rtKey, number}},
+	"exthdr": {{unix.NFTA_EXTHDR_DREG, register}, {unix.NFTA_EXTHDR_TYPE, number}, {unix.NFTA_EXTHDR_OFFSET, number},
+		{unix.NFTA_EXTHDR_LEN, number}, {exthdrFlags, number}, {exthdrOp, number}, {exthdrSreg, register}},
 	"synproxy": {{synproxyMSS, number}, {synproxyWScale, number}, {synproxyFlags, number}},
 	"byteorder": {{unix.NFTA_BYTEORDER_SREG, register}, {unix.NFTA_BYTEORDER_DREG, register}, {unix.NFTA_BYTEORDER_OP, number},
 		{unix.NFTA_BYTEORDER_LEN, number}, {unix.NFTA_BYTEORDER_SIZE, number}},

@@ -102,6 +102,11 @@ var edits = []struct {
 	{"proxy", 0, " sack-perm", ""},
 	{"proxy", 0, "invalid,untracked", "invalid"},
 	{"proxy", 1, "state new", "state new,untracked"},
+	{"clamp", 0, "set rt mtu", "set 1200"},
+	{"remember", 0, "timeouts/tcp", "timeouts/udp"},
+	{"leaks", 0, "& snat == 0", "& snat != 0"},
+	{"leaks", 0, "status & snat", "status & dnat"},
+	{"leaks", 0, "iif != 0", "iif == 0"},
 }
 
 // compiled returns full without the rule that nft 1.0.6 compiles wrong; see raw.

@@ -88,6 +88,7 @@ func (p *Plan) countedEdge() []Counted {
 	}
 	add(DroppedIn, 0, droppedIn)
 	add(DroppedForward, 0, droppedForward)
+	add(Leaked, 0, leakedSpec)
 	add(DroppedFlags, 0, droppedFlags)
 	return out
 }

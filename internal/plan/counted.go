@@ -23,6 +23,7 @@ const (
 	Managed             // packets that management let pass
 	DroppedIn           // packets to the box that the policy dropped, by device
 	DroppedForward      // packets through it, by the devices they come in and leave by
+	Leaked              // packets with private sources that did not leave by a pool's device, by the same
 	DroppedFlags        // TCP segments with flags that make no sense, by device and flags
 )
 

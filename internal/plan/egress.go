@@ -133,6 +133,7 @@ func newEgressUnit(pool *model.Pool, seed uint32, ports []model.PortRange, known
 		}
 		u.empty(egressNewSpec(f))
 		u.family(f)
+		u.remember(f)
 	}
 	for _, f := range pool.Families() {
 		u.dispatch(f)

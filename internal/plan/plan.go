@@ -26,12 +26,13 @@ type Plan struct {
 	Pools   []*Pool // in the order of the services, IPv4 before IPv6
 	Blocks  *Blocks // nil where nothing is blocked; see WithBlocks
 
-	edge   *edgePlan // nil where the configuration says nothing of the edge
-	egress []*egressUnit
-	units  map[*model.Service]*unit
-	places []place // of the services, in order
-	base   []*ruleset.Chain
-	sets   usage
+	edge    *edgePlan // nil where the configuration says nothing of the edge
+	egress  []*egressUnit
+	hygiene []setPart // of the pools
+	units   map[*model.Service]*unit
+	places  []place // of the services, in order
+	base    []*ruleset.Chain
+	sets    usage
 }
 
 // Build returns the plan of cfg. prev may be nil; chains and parts of services whose
@@ -63,14 +64,16 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 		a.addParts(u.parts)
 		a.chains = append(a.chains, u.chains...)
 	}
+	p.hygiene = prev.hygieneParts(cfg.Egress)
+	a.addParts(p.hygiene)
 	p.sets = a.use
-	p.base = append(baseChains(p.sets, p.egress), edgeChains(p.sets, p.edge)...)
+	p.base = slices.Concat(baseChains(p.sets, p.egress), edgeChains(p.sets, p.edge), hygieneChains(p.sets))
 	if prev != nil {
 		for i, c := range p.base {
 			p.base[i] = sameChain(prev.base, c)
 		}
 	}
-	table := &ruleset.Table{Family: ruleset.Inet, Name: TableName}
+	table := &ruleset.Table{Family: ruleset.Inet, Name: TableName, Timeouts: allTimeouts(cfg.Egress)}
 	table.Sets = a.finish()
 	table.Chains = append(slices.Clip(p.base), a.chains...)
 	p.Ruleset = &ruleset.Ruleset{Tables: []*ruleset.Table{table}}

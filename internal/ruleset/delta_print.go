@@ -41,6 +41,12 @@ func (td *TableDelta) print(b *strings.Builder) {
 	for _, s := range td.DelSets {
 		line("delete %s %s %s", s.word(), table, s.Name)
 	}
+	for _, o := range td.DelTimeouts {
+		line("delete ct timeout %s %s", table, o.Name)
+	}
+	for _, o := range td.AddTimeouts {
+		line("add ct timeout %s %s { %s; }", table, o.Name, strings.Join(o.spec(), "; "))
+	}
 	for _, c := range td.AddChains {
 		if c.Base != nil {
 			line("add chain %s %s { %s }", table, c.Name, c.Base)
@@ -103,6 +109,7 @@ func (d *Delta) Summary() string {
 		{n.tablesAdded, "table", "added"}, {n.tablesDeleted, "table", "deleted"},
 		{n.tablesWoken, "table", "switched on"},
 		{n.setsAdded, "set", "added"}, {n.setsReplaced, "set", "replaced"}, {n.setsDeleted, "set", "deleted"},
+		{n.timeoutsAdded, "ct timeout", "added"}, {n.timeoutsDeleted, "ct timeout", "deleted"},
 		{n.elemsAdded, "element", "added"}, {n.elemsChanged, "element", "changed"}, {n.elemsDeleted, "element", "deleted"},
 		{n.chainsAdded, "chain", "added"}, {n.chainsReplaced, "chain", "replaced"}, {n.chainsDeleted, "chain", "deleted"},
 		{n.rulesAdded, "rule", "added"}, {n.rulesReplaced, "rule", "replaced"}, {n.rulesDeleted, "rule", "deleted"},
@@ -138,6 +145,7 @@ func (c count) words() []string {
 type tally struct {
 	tablesAdded, tablesDeleted, tablesWoken    int
 	setsAdded, setsReplaced, setsDeleted       int
+	timeoutsAdded, timeoutsDeleted             int
 	elemsAdded, elemsChanged, elemsDeleted     int
 	chainsAdded, chainsReplaced, chainsDeleted int
 	rulesAdded, rulesReplaced, rulesDeleted    int
@@ -154,6 +162,8 @@ func (n *tally) table(td *TableDelta) {
 	if td.Wake {
 		n.tablesWoken++
 	}
+	n.timeoutsAdded += len(td.AddTimeouts)
+	n.timeoutsDeleted += len(td.DelTimeouts)
 	n.sets(td)
 	n.elems(td)
 	n.chains(td)

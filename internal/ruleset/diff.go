@@ -26,6 +26,10 @@ type TableDelta struct {
 	DelElems  []*ElemChange // elements that go, or come back with other data
 	DelChains []*Chain
 	DelSets   []*Set
+
+	DelTimeouts []*Timeouts
+	AddTimeouts []*Timeouts
+
 	AddChains []*Chain
 	AddSets   []*Set
 	AddElems  []*ElemChange
@@ -151,14 +155,15 @@ func (td *TableDelta) losesBase() bool {
 func (td *TableDelta) Empty() bool {
 	return !td.Create && !td.Delete && !td.Wake && len(td.Flush) == 0 && len(td.DelElems) == 0 &&
 		len(td.DelChains) == 0 && len(td.DelSets) == 0 && len(td.AddChains) == 0 &&
-		len(td.AddSets) == 0 && len(td.AddElems) == 0 && len(td.AddRules) == 0
+		len(td.AddSets) == 0 && len(td.DelTimeouts) == 0 && len(td.AddTimeouts) == 0 && len(td.AddElems) == 0 && len(td.AddRules) == 0
 }
 
 func (td *TableDelta) diff(old, want *Table) {
 	td.Wake = old.Dormant
 	respec := td.sets(old, want)
+	replaced := td.timeouts(old, want)
 	was, now := old.Chains, want.Chains
-	if !respec { // most often next to all is as it was, in the same order
+	if !respec && replaced == nil { // most often next to all is as it was, in the same order
 		was, now = trim(was, now)
 	}
 	oldChains := make(map[string]*Chain, len(was))
@@ -168,8 +173,9 @@ func (td *TableDelta) diff(old, want *Table) {
 	for _, c := range now {
 		o := oldChains[c.Name]
 		delete(oldChains, c.Name)
+		reload := respec || c.refersTo(replaced)
 		switch {
-		case o == c && !respec:
+		case o == c && !reload:
 			continue
 		case o == nil:
 			td.AddChains = append(td.AddChains, c)
@@ -177,7 +183,7 @@ func (td *TableDelta) diff(old, want *Table) {
 			td.Flush = append(td.Flush, o)
 			td.DelChains = append(td.DelChains, o)
 			td.AddChains = append(td.AddChains, c)
-		case !respec && slices.Equal(o.Fingerprints(), c.Fingerprints()):
+		case !reload && slices.Equal(o.Fingerprints(), c.Fingerprints()):
 			continue
 		default:
 			td.Flush = append(td.Flush, o)

@@ -36,6 +36,8 @@ type baseChain struct {
 type tableIndex struct {
 	chains map[string]*Chain
 	sets   map[string]*setIndex
+
+	timeouts map[string]*Timeouts
 }
 
 // NewEvaluator makes r ready for Eval.
@@ -60,6 +62,12 @@ func indexTable(t *Table) *tableIndex {
 	ti := &tableIndex{
 		chains: make(map[string]*Chain, len(t.Chains)),
 		sets:   make(map[string]*setIndex, len(t.Sets)),
+	}
+	for _, o := range t.Timeouts {
+		if ti.timeouts == nil {
+			ti.timeouts = map[string]*Timeouts{}
+		}
+		ti.timeouts[o.Name] = o
 	}
 	for _, s := range t.Sets {
 		ti.sets[s.Name] = &setIndex{set: s}

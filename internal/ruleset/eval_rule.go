@@ -152,6 +152,14 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.setMark(s)
 	case Queue:
 		return x.queue(s)
+	case SetTimeouts:
+		return x.setTimeouts(s)
+	case ClampMSS:
+		return x.clampMSS()
+	case SourceKept:
+		return x.sourceKept()
+	case CameIn:
+		return x.cameIn()
 	case InSet:
 		return x.inSet(s)
 	case VMap:

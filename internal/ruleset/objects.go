@@ -20,6 +20,8 @@ type Table struct {
 	Name   string
 	Sets   []*Set
 	Chains []*Chain
+	// Timeouts are its `ct timeout` objects.
+	Timeouts []*Timeouts
 
 	// Dormant says that somebody switched the table off, so that none of its chains is
 	// called. It is never wanted, only read back.

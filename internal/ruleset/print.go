@@ -30,6 +30,11 @@ func (t *Table) print(b *strings.Builder) {
 		b.WriteString("\tflags owner\n")
 		sep = "\n"
 	}
+	for _, o := range t.Timeouts {
+		b.WriteString(sep)
+		sep = "\n"
+		o.print(b)
+	}
 	for _, s := range t.Sets {
 		b.WriteString(sep)
 		sep = "\n"
@@ -310,6 +315,14 @@ func stmtText(s Stmt) string {
 		return s.text()
 	case Queue:
 		return s.text()
+	case SetTimeouts:
+		return `ct timeout set "` + s.Name + `"`
+	case ClampMSS:
+		return "tcp option maxseg size set rt mtu"
+	case SourceKept:
+		return "ct status & snat == 0"
+	case CameIn:
+		return "meta iif != 0"
 	case InSet:
 		return s.Key.String() + " @" + s.Set
 	case VMap:

@@ -93,6 +93,8 @@ func (l *Looker) sysctls(f *host.Facts) {
 	f.Conntrack.Max, _ = sysctl("netfilter/nf_conntrack_max")
 	f.Conntrack.Count, _ = sysctl("netfilter/nf_conntrack_count")
 	f.Conntrack.Buckets, _ = sysctl("netfilter/nf_conntrack_buckets")
+	events, ok := sysctl("netfilter/nf_conntrack_events")
+	f.Conntrack.NoEvents = ok && events == 0
 	f.Conntrack.Level = f.Conntrack.Fill()
 }
 

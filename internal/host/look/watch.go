@@ -227,7 +227,7 @@ func (w *Watcher) refresh() (changed bool, err error) {
 	return changed || moved || newRoutes || now.RPFilterAll != before.RPFilterAll || !maps.Equal(now.Forward, before.Forward) ||
 		!slices.Equal(now.Held, before.Held) || !slices.Equal(now.Defaults, before.Defaults) ||
 		now.Conntrack.Level != before.Conntrack.Level || now.Conntrack.Max != before.Conntrack.Max ||
-		now.Conntrack.Buckets != before.Conntrack.Buckets, nil
+		now.Conntrack.Buckets != before.Conntrack.Buckets || now.Conntrack.NoEvents != before.Conntrack.NoEvents, nil
 }
 
 // failed has the next look begin from nothing.

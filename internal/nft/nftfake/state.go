@@ -15,6 +15,7 @@ type table struct {
 	ref    nft.TableRef
 	sets   []*set
 	chains []*chain
+	times  []*ruleset.Timeouts
 	off    bool // switched off: `flags dormant`
 }
 
@@ -95,6 +96,7 @@ func (t *table) read(want *ruleset.Table) *ruleset.Table {
 		}
 		out.Sets = append(out.Sets, &spec)
 	}
+	out.Timeouts = slices.Clone(t.times)
 	for _, c := range t.chains {
 		var prints, wanted []string
 		if want != nil {
@@ -146,7 +148,7 @@ func packed(s *ruleset.Set, elems []ruleset.Element) []*ruleset.Packed {
 }
 
 func (t *table) clone() *table {
-	out := &table{ref: t.ref, off: t.off}
+	out := &table{ref: t.ref, off: t.off, times: slices.Clone(t.times)}
 	for _, s := range t.sets {
 		out.sets = append(out.sets, &set{s.Set, maps.Clone(s.elems)})
 	}
@@ -237,6 +239,14 @@ func (c *change) remove(td *ruleset.TableDelta) {
 		c.check(!c.chainUsed(d.Name), "delete", "chain "+d.Name, unix.EBUSY)
 		c.chains = slices.DeleteFunc(c.chains, func(o *chain) bool { return o == ch })
 	}
+	for _, d := range td.DelTimeouts {
+		name := "ct timeout " + d.Name
+		if !c.check(slices.ContainsFunc(c.times, named(d.Name)), "delete", name, unix.ENOENT) ||
+			!c.check(!c.timesUsed(d.Name), "delete", name, unix.EBUSY) {
+			return
+		}
+		c.times = slices.DeleteFunc(c.times, named(d.Name))
+	}
 	for _, d := range td.DelSets {
 		s := c.set(d.Name)
 		if !c.check(s != nil, "delete", "set "+d.Name, unix.ENOENT) ||
@@ -248,6 +258,10 @@ func (c *change) remove(td *ruleset.TableDelta) {
 }
 
 func (c *change) add(td *ruleset.TableDelta) {
+	for _, a := range td.AddTimeouts {
+		c.check(!slices.ContainsFunc(c.times, named(a.Name)), "add", "ct timeout "+a.Name, unix.EEXIST)
+		c.times = append(c.times, a)
+	}
 	for _, a := range td.AddChains {
 		c.check(c.chain(a.Name) == nil, "add", "chain "+a.Name, unix.EEXIST)
 		c.chains = append(c.chains, &chain{Chain: a})
@@ -269,6 +283,9 @@ func (c *change) add(td *ruleset.TableDelta) {
 			text := fmt.Sprintf("rule %d of chain %s", i+1, a.Name)
 			for _, name := range chainsOf(&a.Rules[i]) {
 				c.check(c.chain(name) != nil, "add", text, unix.ENOENT)
+			}
+			for _, name := range timesOf(&a.Rules[i]) {
+				c.check(slices.ContainsFunc(c.times, named(name)), "add", text, unix.ENOENT)
 			}
 			for _, name := range setsOf(&a.Rules[i]) {
 				c.check(c.set(name) != nil, "add", text, unix.ENOENT)
