@@ -131,6 +131,9 @@ func (o *oracle) predict(p probe, seen sighting) (sighting, ruleset.Trace) {
 	o.state.Keep(trace)
 	for _, u := range trace.Updates {
 		if trace.Masquerade && strings.HasPrefix(u.Set, "egress-new") { // by an address that rules do not know
+			if p.src.Addr() == o.inside[p.family()] && (trace.Ports.IsZero() || trace.Ports.Contains(p.src.Port())) {
+				continue // nothing changes, so it is no translation
+			}
 			inside := string(ruleset.AppendAddr(nil, o.inside[p.family()]))
 			u.Key = inside + u.Key[len(inside):]
 		}
