@@ -85,7 +85,7 @@ func (f *flows) one(t *testing.T, client *lab.Host, c crowd) {
 	err := errors.New("not tried")
 	for end := time.Now().Add(c.within); err != nil && time.Now().Before(end); {
 		if conn == nil {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), min(5*time.Second, c.within)) // a SYN is sent again after 1 and 3 s
 			conn, err = client.Dial(ctx, c.network, from.String(), c.target.String())
 			cancel()
 		}

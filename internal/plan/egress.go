@@ -155,7 +155,8 @@ func (u *egressUnit) addSet(spec setSpec, elems []ruleset.Element) {
 func (u *egressUnit) dispatch(f model.Family) {
 	p := u.pool
 	s := shape{in: len(p.In) > 0, from: len(p.From) > 0, to: len(p.To) > 0, traffic: len(p.Traffic) > 0, family: f}
-	match := []ruleset.Stmt{ruleset.IsFamily(f)}
+	// A refusal that the box sends is the first packet of a connection to this chain, too.
+	match := []ruleset.Stmt{ruleset.Match{Field: ruleset.CtDirection}, ruleset.IsFamily(f)}
 	if !s.all() {
 		spec := s.spec()
 		spec.Name, spec.Counter = "egress-match"+digit(f)+"/"+p.Name, false

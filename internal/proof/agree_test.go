@@ -39,6 +39,7 @@ func TestEvaluatorAgreesWithKernel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		cfg := configtest.RandomModel(rt, &configtest.Options{NoAssign: true, NoFloods: true, Devices: []string{string(atClient), string(atSink)}})
 		letSentinelsPass(cfg.Edge)
+		keepSentinels(cfg.Egress)
 		for _, s := range cfg.Services {
 			if s.Sticky > 0 {
 				s.Sticky += time.Minute // no client is to be forgotten meanwhile
@@ -123,23 +124,30 @@ func (o *oracle) predict(p probe, seen sighting) (sighting, ruleset.Trace) {
 		return drawn
 	}
 	trace := o.eval.Eval(packet, env)
-	for o.sighting(p, trace) != seen && drawn+1 < mod {
+	for o.sighting(p, trace, seen) != seen && drawn+1 < mod {
 		drawn++
 		trace = o.eval.Eval(packet, env)
 	}
 	o.state.Keep(trace)
 	for _, u := range trace.Updates {
+		if trace.Masquerade && strings.HasPrefix(u.Set, "egress-new") { // by an address that rules do not know
+			if p.src.Addr() == o.inside[p.family()] && (trace.Ports.IsZero() || trace.Ports.Contains(p.src.Port())) {
+				continue // nothing changes, so it is no translation
+			}
+			inside := string(ruleset.AppendAddr(nil, o.inside[p.family()]))
+			u.Key = inside + u.Key[len(inside):]
+		}
 		k := elemKey{u.Set, u.Key}
 		o.updates[k] = elemValue{u.Data, o.updates[k].updates + 1}
 	}
 	for _, c := range trace.Counts {
 		o.updates[elemKey{c.Set, c.Key}] = elemValue{}
 	}
-	return o.sighting(p, trace), trace
+	return o.sighting(p, trace, seen), trace
 }
 
-// sighting is what is to be seen of a probe.
-func (o *oracle) sighting(p probe, t ruleset.Trace) sighting {
+// sighting is what is to be seen of a probe. Which port of a range it gets, the kernel chooses.
+func (o *oracle) sighting(p probe, t ruleset.Trace, seen sighting) sighting {
 	switch t.Verdict {
 	case ruleset.Dropped:
 		return sighting{}
@@ -147,6 +155,9 @@ func (o *oracle) sighting(p probe, t ruleset.Trace) sighting {
 		src := t.Src
 		if t.Masquerade {
 			src = netip.AddrPortFrom(o.inside[p.family()], src.Port())
+		}
+		if t.Ports.Contains(seen.src.Port()) {
+			src = netip.AddrPortFrom(src.Addr(), seen.src.Port())
 		}
 		return sighting{atSink, t.Verdict, src, t.Dst}
 	}
@@ -257,6 +268,17 @@ func letSentinelsPass(e *model.Edge) {
 		r.To = append(r.To, netip.PrefixFrom(sentinelAt[s].Addr(), 32))
 	}
 	e.Open = append(e.Open, r)
+}
+
+// keepSentinels has those packets take no pool, which would count them.
+func keepSentinels(pools []*model.Pool) {
+	for _, p := range pools {
+		for _, s := range []site{atClient, atSink} {
+			if to := netip.PrefixFrom(sentinelAt[s].Addr(), 32); !slices.ContainsFunc(p.Except, to.Overlaps) {
+				p.Except = append(p.Except, to)
+			}
+		}
+	}
 }
 
 // chosenBy returns the comment of the rule that chose the backend: the last, where those

@@ -56,7 +56,7 @@ func TestHygieneStatements(t *testing.T) {
 	local.Local = true
 	known := tcp
 	known.Conn = &Conn{tcp.Src, tcp.Dst, tcp.Dst, addrPortOf("198.51.100.1:2000")}
-	snat := &Chain{Name: "nat", Base: &Base{"nat", Postrouting, 100}, Rules: []Rule{{Stmts: []Stmt{SNAT{Family: model.IPv4, To: addrOf("198.51.100.1")}}}}}
+	snat := &Chain{Name: "nat", Base: &Base{Type: "nat", Hook: Postrouting, Priority: 100}, Rules: []Rule{{Stmts: []Stmt{SNAT{Family: model.IPv4, To: addrOf("198.51.100.1")}}}}}
 	for _, c := range []struct {
 		what   string
 		chains []*Chain
