@@ -301,23 +301,6 @@ func (l *Loop) apply(ctx context.Context) (Report, error) {
 	return l.Engine.Apply(ctx, cfg)
 }
 
-// foreign reports whether the commit touched no table of weir's, for certain. Whoever looks
-// after a table that it did not touch has nothing to read again.
-func (l *Loop) foreign(e nft.Event) bool {
-	if e.Lost || len(e.Tables) == 0 || len(e.Tables) >= eventTables {
-		return false
-	}
-	rules := slices.Contains(e.Tables, Tables[0]) || slices.Contains(e.Tables, DirectTable)
-	blocks := slices.Contains(e.Tables, BlocksTable)
-	if !rules && (l.fencer != nil || !blocks) {
-		l.Engine.Moved(e.Gen)
-	}
-	if !blocks && l.fencer != nil {
-		l.fencer.fence.Moved(e.Gen)
-	}
-	return !rules && !blocks
-}
-
 // repair looks whether the kernel still holds what it should. A failure is not waited
 // for: the next look comes by itself.
 func (l *Loop) repair(ctx context.Context) {

@@ -2,8 +2,10 @@ package engine
 
 import (
 	"context"
+	"slices"
 	"sync"
 
+	"weir/internal/nft"
 	"weir/internal/ruleset"
 )
 
@@ -62,4 +64,21 @@ func (t *turns) current(k Kernel, own *uint32) (bool, error) {
 	defer t.mu.Unlock()
 	gen, err := k.Generation()
 	return gen == *own, err
+}
+
+// foreign reports whether the commit touched no table of weir's, for certain. Whoever looks
+// after a table that it did not touch has nothing to read again.
+func (l *Loop) foreign(e nft.Event) bool {
+	if e.Lost || len(e.Tables) == 0 || len(e.Tables) >= eventTables {
+		return false
+	}
+	rules := slices.Contains(e.Tables, Tables[0]) || slices.Contains(e.Tables, DirectTable)
+	blocks := slices.Contains(e.Tables, BlocksTable)
+	if !rules && (l.fencer != nil || !blocks) {
+		l.Engine.Moved(e.Gen)
+	}
+	if !blocks && l.fencer != nil {
+		l.fencer.fence.Moved(e.Gen)
+	}
+	return !rules && !blocks
 }

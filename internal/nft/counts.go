@@ -293,3 +293,14 @@ func (c *Conn) askSome(table TableRef, set *ruleset.Set, p *ruleset.Packed, each
 	}
 	return failed
 }
+
+func counterOf(expr string) Counter {
+	if cstr(attr(expr, unix.NFTA_EXPR_NAME)) != "counter" {
+		return Counter{}
+	}
+	data := attr(expr, unix.NFTA_EXPR_DATA)
+	return Counter{
+		Packets: be64(attr(data, unix.NFTA_COUNTER_PACKETS)),
+		Bytes:   be64(attr(data, unix.NFTA_COUNTER_BYTES)),
+	}
+}

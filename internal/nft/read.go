@@ -488,14 +488,3 @@ func parseData(s *ruleset.Set, v string, e *Elem) {
 	}
 	e.Jump = jumpOf(attr(v, unix.NFTA_DATA_VERDICT))
 }
-
-func counterOf(expr string) Counter {
-	if cstr(attr(expr, unix.NFTA_EXPR_NAME)) != "counter" {
-		return Counter{}
-	}
-	data := attr(expr, unix.NFTA_EXPR_DATA)
-	return Counter{
-		Packets: be64(attr(data, unix.NFTA_COUNTER_PACKETS)),
-		Bytes:   be64(attr(data, unix.NFTA_COUNTER_BYTES)),
-	}
-}
