@@ -129,9 +129,6 @@ func (c *Conn) queueFor(d *ruleset.Delta) (queueForm, error) {
 // probeQueue asks for a rule of one form in a batch that has no end, which the kernel checks and
 // then undoes (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 func (c *Conn) probeQueue(form queueForm) error {
-	if c.fd < 0 {
-		return unix.EBADF
-	}
 	chain := &ruleset.Chain{Name: "queue", Rules: []ruleset.Rule{{Stmts: []ruleset.Stmt{ruleset.Queue{}}}}}
 	table := &ruleset.Table{Family: ruleset.Inet, Name: "weir-probe", Chains: []*ruleset.Chain{chain}}
 	b := &Batch{w: buf{queue: form}}
@@ -143,16 +140,22 @@ func (c *Conn) probeQueue(form queueForm) error {
 	if e.err != nil {
 		return e.err
 	}
+	refused, _, err := c.try(b)
+	if len(refused) > 0 {
+		return refused[0].errno
+	}
+	return err
+}
+
+// try sends a batch that has no end, and returns what the kernel refused of it, and whether
+// its last message is confirmed. c.mu must be held.
+func (c *Conn) try(b *Batch) (refused []ack, acked bool, err error) {
+	if c.fd < 0 {
+		return nil, false, unix.EBADF
+	}
 	c.drain()
 	if err := c.send(b.Bytes()); err != nil {
-		return err
+		return nil, false, err
 	}
-	refused, _, lost := c.answers(b, b.Len()-1)
-	switch {
-	case len(refused) > 0:
-		return refused[0].errno
-	case lost != nil:
-		return lost
-	}
-	return nil
+	return c.answers(b, b.Len()-1)
 }

@@ -116,21 +116,14 @@ func (r *ruleEnc) setTimeouts(s ruleset.SetTimeouts) {
 func (c *Conn) HasTimeouts() (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fd < 0 {
-		return false, unix.EBADF
-	}
 	b := probeTimeouts()
 	last := b.Len() - 1
-	c.drain()
-	if err := c.send(b.Bytes()); err != nil {
-		return false, fmt.Errorf("nft: send a transaction to try: %w", err)
-	}
-	refused, acked, lost := c.answers(b, last)
+	refused, acked, err := c.try(b)
 	switch {
-	case acked && lost == nil:
+	case err != nil:
+		return false, fmt.Errorf("nft: try ct timeouts: %w", err)
+	case acked:
 		return true, nil
-	case lost != nil:
-		return false, fmt.Errorf("nft: try ct timeouts: %w", lost)
 	}
 	for _, a := range refused {
 		if int(a.seq) == last && (a.errno == unix.EOPNOTSUPP || a.errno == unix.ENOENT || a.errno == unix.EPROTONOSUPPORT) {
