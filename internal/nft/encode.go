@@ -102,8 +102,15 @@ func (e *encoder) table(td *ruleset.TableDelta) {
 	for _, s := range td.AddSets {
 		e.set(t, s)
 	}
-	for _, c := range td.AddElems {
-		e.elems(opAddElems, t, c)
+	// In a commit rules come into force first and elements one after the other. A packet that
+	// meets a dynamic set before its element is in force makes another of the same key
+	// (nft_rhash_update in net/netfilter/nft_set_hash.c), so these are not to wait for the rest.
+	for _, dynamic := range []bool{true, false} {
+		for _, c := range td.AddElems {
+			if c.Set.Dynamic == dynamic {
+				e.elems(opAddElems, t, c)
+			}
+		}
 	}
 	for _, c := range td.AddRules {
 		for i := range c.Rules {

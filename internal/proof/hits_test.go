@@ -85,88 +85,119 @@ func counting(b *plan.Blocks) *ruleset.Ruleset {
 }
 
 // TestUpgradeOfBlocks starts over tables that a weir before this one made, small and so large
-// that they are replaced unread, while packets of blocked addresses flow: none comes, and what
-// was counted goes on, across a change of action, too.
+// that they are replaced unread: what was counted goes on, across a change of action, too.
+// Then the same while packets of blocked addresses flow.
 func TestUpgradeOfBlocks(tt *testing.T) {
 	for _, size := range []int{20, 140_000} {
 		tt.Run(fmt.Sprint(size), func(tt *testing.T) {
 			if size > 1000 && lab.InUserNamespace() {
 				tt.Skip("a list of this size takes a larger socket buffer than an ordinary user gets")
 			}
-			upgrade(newFence(tt), size)
+			newUpgrade(tt, size).quiet()
+			newUpgrade(tt, size).flowing()
 		})
 	}
 }
 
-func upgrade(f *fence, size int) {
+// upgrade is a box with lists of a weir whose entries counted from the start.
+type upgrade struct {
+	*fence
+	r               *rand.Rand
+	blocked, others []string
+	addrs           []netip.Addr // one in each of blocked
+	size            int
+}
+
+// each is how many packets addresses send; barred numbers those that must not come.
+const each, barred = 5, 1 << 20
+
+func newUpgrade(tt *testing.T, size int) *upgrade {
 	r := rand.New(rand.NewPCG(uint64(size), 9))
-	blocked := append(entriesIn(r, 30, false, 120, 80, 0), entriesIn(r, 30, true, 0, 0, 0x4000)...)
-	others := append(randomEntries(r, size, false), randomEntries(r, size/10, true)...)
-	drop := func(more ...string) map[blocklist.Action][]string {
-		return map[blocklist.Action][]string{blocklist.Drop: slices.Concat(blocked, others, more)}
-	}
-	f.load(counting(plan.NewBlocks(f.lists(drop("203.0.113.9")), nil)))
-	const each, barred = 5, 1 << 20
-	addrs := addressesIn(blocked)
-	sendAll := func() {
-		for range each {
-			for _, a := range addrs {
-				f.send(a, barred)
-			}
+	u := &upgrade{fence: newFence(tt), r: r, size: size,
+		blocked: append(entriesIn(r, 30, false, 120, 80, 0), entriesIn(r, 30, true, 0, 0, 0x4000)...),
+		others:  append(randomEntries(r, size, false), randomEntries(r, size/10, true)...)}
+	u.addrs = addressesIn(u.blocked)
+	u.load(counting(plan.NewBlocks(u.lists(u.drop("203.0.113.9")), nil)))
+	return u
+}
+
+func (u *upgrade) drop(more ...string) map[blocklist.Action][]string {
+	return map[blocklist.Action][]string{blocklist.Drop: slices.Concat(u.blocked, u.others, more)}
+}
+
+func (u *upgrade) sendAll() {
+	for range each {
+		for _, a := range u.addrs {
+			u.send(a, barred)
 		}
 	}
-	sendAll()
-	f.send(netip.MustParseAddr("203.0.113.9"), barred)
-	stop, sent := make(chan struct{}), make(chan int)
-	go func() { // until it is replaced; what it counts in between is lost
-		n := 0
-		for {
+}
+
+// quiet counts exactly over the start, and over two more, which read the lists of this weir.
+func (u *upgrade) quiet() {
+	u.sendAll()
+	u.send(netip.MustParseAddr("203.0.113.9"), barred)
+	d := u.adopt(u.lists(u.drop()))
+	if replaced := slices.ContainsFunc(d.Tables, func(td *ruleset.TableDelta) bool { return td.Delete }); replaced != (u.size > 1<<17) {
+		u.Errorf("%d entries: the table is replaced as a whole: %v", u.size, replaced)
+	}
+	u.holds()
+	sum := uint64(len(u.addrs) * each)
+	if n := u.total(u.addrs); n != sum {
+		u.Errorf("%d packets are counted after the start, want %d", n, sum)
+	}
+	u.sendAll()
+	u.others = append(u.others[u.size/20:], randomEntries(u.r, u.size/20, false)...)
+	u.adopt(u.lists(u.drop()))
+	u.adopt(u.lists(map[blocklist.Action][]string{blocklist.Reject: u.blocked, blocklist.Drop: u.others}))
+	u.holds()
+	for _, a := range u.addrs {
+		if e, _ := u.now.Blocks.Compiled.Find(a); u.counted(e.Prefix).Packets != 2*each {
+			u.Errorf("%s has counted %v after two starts with other lists, want %d packets", e.Prefix, u.counted(e.Prefix), 2*each)
+		}
+	}
+	u.adopt(u.lists(u.drop("203.0.113.9")))
+	if n := u.counted(netip.MustParsePrefix("203.0.113.9/32")); n.Packets > 0 {
+		u.Errorf("an entry that was gone and came again has counted %v", n)
+	}
+	if n := u.got(barred); n > 0 {
+		u.Errorf("%d packets of blocked addresses came", n)
+	}
+	u.allCounted()
+}
+
+// flowing sees what comes through while the rules are replaced. Old rules still run for some
+// microseconds after their elements went, longer where the kernel is interrupted in between
+// (nf_tables_commit in net/netfilter/nf_tables_api.c): a few packets of a flood may pass.
+func (u *upgrade) flowing() {
+	begun, stop, sent := make(chan struct{}), make(chan struct{}), make(chan int)
+	go func() {
+		for n := 0; ; n++ {
 			select {
 			case <-stop:
 				sent <- n
 				return
 			default:
-				f.send(addrs[n%len(addrs)], barred)
-				n++
+				u.send(u.addrs[n%len(u.addrs)], barred)
+			}
+			if n == len(u.addrs) {
+				close(begun)
 			}
 		}
 	}()
-	d := f.adopt(f.lists(drop()))
+	<-begun
+	d := u.adopt(u.lists(u.drop()))
 	close(stop)
-	meanwhile := <-sent
-	replaced := slices.ContainsFunc(d.Tables, func(td *ruleset.TableDelta) bool { return td.Delete })
-	f.Logf("%d packets sent meanwhile; %s", meanwhile, d.Summary())
-	if replaced != (size > 1<<17) {
-		f.Errorf("%d entries: the table is replaced as a whole: %v", size, replaced)
+	n := <-sent
+	passed := u.got(barred)
+	u.Logf("%d of %d packets of blocked addresses came; %s", passed, n, d.Summary())
+	if passed > 10+n/1000 {
+		u.Errorf("%d of %d packets of blocked addresses came", passed, n)
 	}
-	f.holds()
-	sum := uint64(len(addrs) * each)
-	for _, a := range addrs {
-		if e, _ := f.now.Blocks.Compiled.Find(a); f.counted(e.Prefix).Packets < each {
-			f.Errorf("%s has counted %v, want %d packets and those sent meanwhile", e.Prefix, f.counted(e.Prefix), each)
-		}
+	u.sendAll()
+	if now := u.got(barred); now != passed {
+		u.Errorf("%d packets came when all was done", now-passed)
 	}
-	if n := f.total(addrs); n < sum || n > sum+uint64(meanwhile) {
-		f.Errorf("%d packets are counted, want %d and up to %d more", n, sum, meanwhile)
-	}
-	// From here on it is exact: over a start that reads the lists of this weir, others, too.
-	before := f.total(addrs)
-	sendAll()
-	others = append(others[size/20:], randomEntries(r, size/20, false)...)
-	f.adopt(f.lists(drop()))
-	f.adopt(f.lists(map[blocklist.Action][]string{blocklist.Reject: blocked, blocklist.Drop: others}))
-	f.holds()
-	if n := f.total(addrs); n != before+sum {
-		f.Errorf("%d packets are counted after two starts with other lists, want %d", n, before+sum)
-	}
-	f.adopt(f.lists(drop("203.0.113.9")))
-	if n := f.counted(netip.MustParsePrefix("203.0.113.9/32")); n.Packets > 0 {
-		f.Errorf("an entry that was gone and came again has counted %v", n)
-	}
-	if n := f.got(barred); n > 0 {
-		f.Errorf("%d packets of blocked addresses came", n)
-	}
-	f.allCounted()
 }
 
 // TestNoRoomToCount: packets of entries for whose counters there is no room meet the same
