@@ -54,7 +54,8 @@ const (
 	// DefaultMaxBytes is how much text one file may hold, after unpacking.
 	DefaultMaxBytes = 512 << 20
 	// DefaultMaxEntries is how many entries one list may hold: about 130 MB that stay, and
-	// 310 MB while they are read and compiled (BenchmarkTenMillion, 4/10 of it).
+	// 310 MB while they are read and compiled (BenchmarkTenMillion, 4/10 of it), and up to 16 MB
+	// for the times at which they came.
 	DefaultMaxEntries = 4_000_000
 	// DefaultMaxLine is the longest line, in bytes. Longer ones are bad lines.
 	DefaultMaxLine = 4096
