@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"weir/internal/api"
 	"weir/internal/config"
 	"weir/internal/engine"
-	"weir/internal/flow"
 	"weir/internal/lists"
 	"weir/internal/plan"
 )
@@ -117,7 +115,7 @@ func blockText(b lists.Block, now time.Time) string {
 	if b.Why != "" {
 		words += ": " + b.Why
 	}
-	words += fmt.Sprintf(" [%s ago", age(now, b.At))
+	words += " [" + listed(now, b.At, false)
 	if b.By != "" {
 		words += " by " + b.By
 	}
@@ -154,9 +152,9 @@ func (e *env) showTop(ctx context.Context, n int, list string) error {
 		return err
 	})
 	if errors.Is(err, api.ErrNotRunning) {
-		err = e.alone(ctx, func(k *kernel, _ *lists.Keeper, b *plan.Blocks) error {
+		err = e.alone(ctx, func(k *kernel, _ *lists.Keeper, p *plan.Plan) error {
 			h := engine.Hits{Kernel: k.conn}
-			err := h.Look(ctx, b)
+			err := h.Look(ctx, p.Blocks)
 			out.Entries, out.All, out.At = h.Top(n, list)
 			out.Uncounted = h.Uncounted().Packets
 			return err
@@ -194,8 +192,8 @@ func (e *env) printTop(out api.Top, now time.Time) error {
 }
 
 // alone calls fn where no weir runs, with the kernel, the blocklists of the configuration
-// file, and how they lie in the kernel.
-func (e *env) alone(ctx context.Context, fn func(*kernel, *lists.Keeper, *plan.Blocks) error) error {
+// file, and what is planned of it, as far as its blocklists lie in the kernel.
+func (e *env) alone(ctx context.Context, fn func(*kernel, *lists.Keeper, *plan.Plan) error) error {
 	cfg, err := config.Load(e.config)
 	if err != nil {
 		return err
@@ -211,7 +209,7 @@ func (e *env) alone(ctx context.Context, fn func(*kernel, *lists.Keeper, *plan.B
 	if err != nil {
 		return needsRights(err)
 	}
-	return needsRights(fn(k, keeper, p.Blocks))
+	return needsRights(fn(k, keeper, p))
 }
 
 func (e *env) acceptCmd() *cobra.Command {
@@ -312,120 +310,4 @@ func (e *env) printBlocked(b api.Blocked, words string) error {
 		e.pending(b.Applied)
 		return err
 	})
-}
-
-func (e *env) whyCmd() *cobra.Command {
-	var to string
-	c := &cobra.Command{
-		Use:   "why ADDRESS",
-		Short: "Say whether packets from an address are blocked, by which entry of which list",
-		Long: `Say whether packets from an address are blocked, by which entry of which list. With --to it
-also says what a new connection from there to that service meets, as weir explain does:
-blocklists, the access policy, limits as they are configured, the service and its backend.`,
-		Example: `  weir why 192.0.2.7 --to 198.51.100.10:80/tcp`,
-		Args:    oneArg("an address"),
-		RunE: func(c *cobra.Command, args []string) error {
-			a, err := netip.ParseAddr(args[0])
-			if err != nil || a.Zone() != "" {
-				return usageError{fmt.Errorf("%q is not an address; want one such as 192.0.2.7", args[0])}
-			}
-			a = a.Unmap()
-			if to == "" {
-				return e.showWhy(c.Context(), a, nil)
-			}
-			t, err := flow.ParseTuple(netip.AddrPortFrom(a, whyPort).String(), to)
-			if err != nil {
-				return usageError{err}
-			}
-			return e.showWhy(c.Context(), a, &t)
-		},
-	}
-	e.stateFlag(c)
-	c.Flags().StringVar(&to, "to", "", "what a new connection to `ADDRESS:PORT/PROTOCOL` meets, too")
-	return c
-}
-
-// whyPort is the client's port in what --to asks: the first that Linux gives to clients.
-const whyPort = 32768
-
-// whyReport is the JSON of `weir why`.
-type whyReport struct {
-	api.Why
-	Next *explainReport `json:"next,omitempty"` // of a new connection to --to
-}
-
-func (e *env) showWhy(ctx context.Context, a netip.Addr, to *flow.Tuple) error {
-	defer e.progress("looking")()
-	var out whyReport
-	err := ask(func(w *api.Client) (err error) {
-		out.Why, err = w.Why(ctx, a)
-		return err
-	})
-	if errors.Is(err, api.ErrNotRunning) {
-		err = e.alone(ctx, func(k *kernel, keeper *lists.Keeper, b *plan.Blocks) error {
-			n, _, err := (&engine.Hits{Kernel: k.conn}).Count(ctx, b, a)
-			out.Why = api.NewWhy(a, keeper.Lookup(a), keeper.Status())
-			out.Packets, out.Bytes = n.Packets, n.Bytes
-			return err
-		})
-	}
-	if err != nil {
-		return err
-	}
-	if to != nil {
-		next, err := e.follow(ctx, *to, explainOptions{})
-		if err != nil {
-			return err
-		}
-		out.Next = &next
-	}
-	return e.print(out, func() error {
-		if err := e.printWhy(out.Why, time.Now()); err != nil || out.Next == nil {
-			return err
-		}
-		fmt.Fprintf(e.stdout, "a new connection from %s to %s:\n", to.Src, to.Dst)
-		return e.printExplain(*out.Next)
-	})
-}
-
-// outcomes are what becomes of packets, by the action.
-var outcomes = map[string]string{"drop": "dropped", "reject": "refused", "count": "let through, and counted,"}
-
-func (e *env) printWhy(out api.Why, now time.Time) error {
-	switch {
-	case out.Action != "none":
-		words := fmt.Sprintf("%s is %s by %s", out.Address, outcomes[out.Action], out.Entry)
-		words += fmt.Sprintf(": %d packets, %s bytes", out.Packets, bytesText(out.Bytes))
-		if !out.LastChange.IsZero() {
-			words += ", the last " + age(now, out.LastChange) + " ago"
-		}
-		fmt.Fprintln(e.stdout, words)
-	case len(out.Allow) > 0:
-		fmt.Fprintf(e.stdout, "%s is let through: allow has %s\n", out.Address, lists.Block{Prefix: out.Allow[0]}.Text())
-	case len(out.Matches) > 0: // an exception of a list
-		fmt.Fprintf(e.stdout, "%s is let through\n", out.Address)
-	default:
-		_, err := fmt.Fprintf(e.stdout, "%s is not in any list\n", out.Address)
-		return err
-	}
-	if out.Block != nil {
-		fmt.Fprintln(e.stdout, "  operator:", blockText(*out.Block, now))
-	}
-	for _, m := range out.Matches {
-		if m.List == lists.Operator {
-			continue
-		}
-		words := fmt.Sprintf("  list %s (%s): %s, %s:%d", m.List, m.Action, m.Entry, m.File, m.Line)
-		if m.Exception {
-			words += ", an exception"
-		}
-		if m.Note != "" {
-			words += ", " + m.Note
-		}
-		if m == out.Matches[0] && !out.ReadAt.IsZero() {
-			words += ", read " + age(now, out.ReadAt) + " ago"
-		}
-		fmt.Fprintln(e.stdout, words)
-	}
-	return nil
 }

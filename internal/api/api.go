@@ -20,10 +20,10 @@
 //	POST /v1/blocks/remove                             {"entry": "192.0.2.7"}
 //	POST /v1/blocks/accept                             {"list": "crawlers"}: however much it changed
 //	GET  /v1/blocks/top[?n=20][&list=NAME]             the entries that packets met most
-//	GET  /v1/why?address=192.0.2.7                     what lists say of an address
 //	GET  /v1/egress[?pool=NAME]                        what egress pools have in use
 //	POST /v1/egress/drain                              {"address": "192.0.2.7", "deadline": "10m"}, the last may lack
 //	POST /v1/egress/enable                             {"address": "192.0.2.7"}
+//	GET  /v1/why?address=192.0.2.7                     what lists and the rest say of an address
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
 //	POST /v1/backends/SERVICE/BACKEND/disable
@@ -72,7 +72,7 @@ type Controller interface {
 	// Top returns the n entries of blocklists that packets met most; list picks one, "" is
 	// all.
 	Top(ctx context.Context, n int, list string) (Top, error)
-	// Why returns what lists say of an address.
+	// Why returns what lists say of an address, without what AddSource adds.
 	Why(ctx context.Context, a netip.Addr) (Why, error)
 	EgressController
 	// Since returns the events after a number, and what is closed when there are more.

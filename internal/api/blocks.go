@@ -39,7 +39,7 @@ type Top struct {
 	Uncounted uint64 `json:"uncounted,omitzero"`
 }
 
-// Why is what lists say of an address.
+// Why is what lists say of an address, and what else applies to it as a source.
 type Why struct {
 	Address netip.Addr        `json:"address"`
 	Action  string            `json:"action"`           // "drop", "reject", "count" or "none"
@@ -52,12 +52,15 @@ type Why struct {
 	Packets    uint64    `json:"packets"`
 	Bytes      uint64    `json:"bytes"`
 	LastChange time.Time `json:"last_change,omitzero"`
+
+	Edge       *SourceEdge       `json:"edge,omitempty"` // nil: the configuration has no access policy
+	OverLimits []engine.Offender `json:"over_limits"`    // limits that it was over within the last ten minutes
 }
 
-// NewWhy returns what is known of an address but for the counters.
+// NewWhy returns what lists say of an address; AddSource adds the rest, but for the counters.
 func NewWhy(a netip.Addr, said lists.Answer, status []lists.Status) Why {
 	out := Why{Address: a, Action: said.Action.String(), Matches: append([]blocklist.Match{}, said.Matches...),
-		Allow: append([]netip.Prefix{}, said.Allow...), Block: said.Block}
+		Allow: append([]netip.Prefix{}, said.Allow...), Block: said.Block, OverLimits: []engine.Offender{}}
 	if said.Action != blocklist.None {
 		out.Entry = lists.Block{Prefix: said.Entry.Prefix}.Text()
 	}
@@ -232,5 +235,18 @@ func (s *Server) why(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil || a.Zone() != "" {
 		return nil, badRequest("address: %s is not an address; want one such as 192.0.2.7 or 2001:db8::7", quote(q["address"]))
 	}
-	return s.weir.Why(ctx, a.Unmap())
+	out, err := s.weir.Why(ctx, a.Unmap())
+	if err != nil {
+		return nil, err
+	}
+	view, err := s.weir.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	over, err := s.weir.Offenders(ctx, view, "")
+	if err != nil {
+		return nil, err
+	}
+	out.AddSource(view.Config, over)
+	return out, nil
 }

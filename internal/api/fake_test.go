@@ -55,10 +55,14 @@ func backendAt(text string, weight int) model.Backend {
 	return model.Backend{Addr: ap.Addr(), Ports: model.Port(ap.Port()), Weight: weight}
 }
 
+// edge is the access policy of a fake.
+var edge = &model.Edge{Drop: true, Management: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}, Open: []*model.OpenRule{
+	{Name: "ssh", Box: true, From: []netip.Prefix{netip.MustParsePrefix("203.0.112.0/23")}, Traffic: []model.Traffic{{Proto: model.TCP, Ports: model.Port(22)}}}}}
+
 func newFake() *fake {
 	dns := backendAt("10.1.2.1:53", 1)
 	dns.Ports.Hi = 54
-	return &fake{applied: true, words: map[engine.Member]state.Word{}, journal: engine.NewJournal(), cfg: &model.Config{Services: []*model.Service{
+	return &fake{applied: true, words: map[engine.Member]state.Word{}, journal: engine.NewJournal(), cfg: &model.Config{Edge: edge, Services: []*model.Service{
 		{Name: "web", Backends: []model.Backend{backendAt("10.1.1.1:8080", 2), backendAt("10.1.1.2:8080", 1),
 			backendAt("10.1.1.2:8081", 1), backendAt("[2001:db8:1::1]:8080", 1)}},
 		{Name: "dns", Backends: []model.Backend{dns, backendAt("2001:db8:2::1", 1)}},
@@ -275,7 +279,7 @@ func (f *fake) Why(_ context.Context, a netip.Addr) (api.Why, error) {
 	var said lists.Answer
 	if p := netip.MustParsePrefix("192.0.2.0/24"); p.Contains(a) {
 		said.Action, said.Entry = blocklist.Drop, blocklist.Entry{Prefix: p}
-		said.Matches = []blocklist.Match{{List: "crawlers", Action: blocklist.Drop, Entry: "192.0.2.0/24", File: "c.txt", Line: 3, Note: "SBL1"}}
+		said.Matches = []blocklist.Match{{List: "crawlers", Action: blocklist.Drop, Entry: "192.0.2.0/24", File: "c.txt", Line: 3, Note: "SBL1", Since: epoch, SinceAtMost: true}}
 	}
 	out := api.NewWhy(a, said, []lists.Status{listed})
 	if said.Action == blocklist.Drop {

@@ -8,7 +8,8 @@
 // The compiled form knows nothing of the kernel: whoever looks an address up by its most
 // specific prefix, be it an nftables set or a trie, gets the right action. Lists may have
 // millions of entries, so all is kept in small records: about 20 bytes for an IPv4 entry of
-// a list, 12 for a compiled one (48 and 24 for IPv6), and notes once each.
+// a list, 12 for a compiled one (48 and 24 for IPv6), notes once each, and 4 bytes for the time
+// at which an entry came.
 //
 // The package is pure. Reading files is the work of package files below it.
 package blocklist
@@ -53,7 +54,8 @@ const (
 	// DefaultMaxBytes is how much text one file may hold, after unpacking.
 	DefaultMaxBytes = 512 << 20
 	// DefaultMaxEntries is how many entries one list may hold: about 130 MB that stay, and
-	// 310 MB while they are read and compiled (BenchmarkTenMillion, 4/10 of it).
+	// 310 MB while they are read and compiled (BenchmarkTenMillion, 4/10 of it), and up to 16 MB
+	// for the times at which they came.
 	DefaultMaxEntries = 4_000_000
 	// DefaultMaxLine is the longest line, in bytes. Longer ones are bad lines.
 	DefaultMaxLine = 4096
@@ -103,7 +105,8 @@ type File struct {
 	Skipped int    `json:"skipped"`
 }
 
-// List is one list in normal form: sorted, without doubles. It never changes.
+// List is one list in normal form: sorted, without doubles. It never changes, but for the times
+// at which its entries came, which are said before others see it (StartAt, Follow, SetSince).
 type List struct {
 	Name     string
 	Counts   Counts
@@ -114,6 +117,7 @@ type List struct {
 	four  family[v4]
 	six   family[v6]
 	notes notes
+	since since
 }
 
 // family is what a list holds of one IP version.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Match is an entry of a list that holds an address.
@@ -16,6 +17,11 @@ type Match struct {
 	Line      int    `json:"line"`
 	Note      string `json:"note,omitempty"`
 	More      int    `json:"more,omitempty"` // doubles in the same list; 255 and more are 255
+	// Since is when the entry came into the list, to the second; zero: not known. With
+	// SinceAtMost it was there when the list was read for the first time, at Since: it came then
+	// or at any time before.
+	Since       time.Time `json:"since,omitzero"`
+	SinceAtMost bool      `json:"since_at_most,omitempty"`
 
 	order [3]uint64 // the size of what it covers, less one, and the place of its list
 }
@@ -43,9 +49,9 @@ func (c *Compiled) Lookup(a netip.Addr) Answer {
 	four, six, is4 := numberOf(a)
 	for i, u := range c.uses {
 		if is4 {
-			out.Matches = matches(out.Matches, u, i, &u.List.four, four)
+			out.Matches = matches(out.Matches, u, i, &u.List.four, 0, four)
 		} else {
-			out.Matches = matches(out.Matches, u, i, &u.List.six, six)
+			out.Matches = matches(out.Matches, u, i, &u.List.six, u.List.sixPlace(), six)
 		}
 	}
 	slices.SortStableFunc(out.Matches, func(a, b Match) int { return slices.Compare(a.order[:], b.order[:]) })
@@ -53,9 +59,10 @@ func (c *Compiled) Lookup(a netip.Addr) Answer {
 	return out
 }
 
-func matches[A number[A]](to []Match, u Use, place int, f *family[A], a A) []Match {
+// matches appends what a list has of a; from is the place of the family's first entry.
+func matches[A number[A]](to []Match, u Use, place int, f *family[A], from int, a A) []Match {
 	for kind, list := range [][]entry[A]{f.entries, f.holes} {
-		for _, e := range list {
+		for i, e := range list {
 			if e.first.cmp(a) > 0 {
 				break
 			}
@@ -65,10 +72,12 @@ func matches[A number[A]](to []Match, u Use, place int, f *family[A], a A) []Mat
 			m := Match{List: u.List.Name, Action: u.Action, Exception: kind == 1}
 			m.Entry, m.File, m.Line = e.String(), u.List.Files[e.file].Name, int(e.line)
 			m.Note, m.More = u.List.notes.get(e.note), int(e.more)
+			u.List.stamped(&m, from+i)
 			hi, lo := distance(e.first.addr(), e.last.addr())
 			m.order = [3]uint64{hi, lo, uint64(place)}
 			to = append(to, m)
 		}
+		from += len(list)
 	}
 	return to
 }

@@ -11,29 +11,31 @@ import (
 // A netip.Addr takes 24 bytes, these take 4 and 16, and a list has millions of them.
 type number[A any] interface {
 	comparable
-	cmp(A) int         // less, equal, greater: -1, 0, +1
-	first(n int) A     // first address of the prefix of length n that holds it
-	last(n int) A      // last address of that prefix
-	next() A           // the address behind it; wraps to zero
-	common(A) int      // length of the longest prefix that holds both
-	zeros() int        // zero bits at the right end; the width for zero
-	width() int        // 32 or 128
-	byte(i int) byte   // in network order
-	addr() netip.Addr  // never 4-in-6
-	networks(A) uint64 // IPv4: addresses from it to the other; IPv6: /48 networks
+	cmp(A) int            // less, equal, greater: -1, 0, +1
+	first(n int) A        // first address of the prefix of length n that holds it
+	last(n int) A         // last address of that prefix
+	next() A              // the address behind it; wraps to zero
+	common(A) int         // length of the longest prefix that holds both
+	zeros() int           // zero bits at the right end; the width for zero
+	width() int           // 32 or 128
+	byte(i int) byte      // in network order
+	addr() netip.Addr     // never 4-in-6
+	append([]byte) []byte // in network order
+	networks(A) uint64    // IPv4: addresses from it to the other; IPv6: /48 networks
 }
 
 type v4 uint32
 
-func (a v4) cmp(b v4) int         { return cmp.Compare(a, b) }
-func (a v4) first(n int) v4       { return a &^ v4(uint64(0xffffffff)>>n) }
-func (a v4) last(n int) v4        { return a | v4(uint64(0xffffffff)>>n) }
-func (a v4) next() v4             { return a + 1 }
-func (a v4) common(b v4) int      { return bits.LeadingZeros32(uint32(a ^ b)) }
-func (a v4) zeros() int           { return bits.TrailingZeros32(uint32(a)) }
-func (a v4) width() int           { return 32 }
-func (a v4) byte(i int) byte      { return byte(a >> (24 - 8*i)) }
-func (a v4) networks(b v4) uint64 { return uint64(b-a) + 1 }
+func (a v4) cmp(b v4) int            { return cmp.Compare(a, b) }
+func (a v4) first(n int) v4          { return a &^ v4(uint64(0xffffffff)>>n) }
+func (a v4) last(n int) v4           { return a | v4(uint64(0xffffffff)>>n) }
+func (a v4) next() v4                { return a + 1 }
+func (a v4) common(b v4) int         { return bits.LeadingZeros32(uint32(a ^ b)) }
+func (a v4) zeros() int              { return bits.TrailingZeros32(uint32(a)) }
+func (a v4) width() int              { return 32 }
+func (a v4) byte(i int) byte         { return byte(a >> (24 - 8*i)) }
+func (a v4) append(to []byte) []byte { return binary.BigEndian.AppendUint32(to, uint32(a)) }
+func (a v4) networks(b v4) uint64    { return uint64(b-a) + 1 }
 
 func (a v4) addr() netip.Addr {
 	var buf [4]byte
@@ -92,6 +94,10 @@ func (a v6) byte(i int) byte {
 		return byte(a.hi >> (56 - 8*i))
 	}
 	return byte(a.lo >> (120 - 8*i))
+}
+
+func (a v6) append(to []byte) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(to, a.hi), a.lo)
 }
 
 func (a v6) width() int           { return 128 }

@@ -68,6 +68,7 @@ func TestBlocklists(t *testing.T) {
 	}
 	counts("after ten updates")
 	f.told(t)
+	since := f.listed(t, "after ten updates", nil, 100+updates-1)
 
 	f.run.Kill()
 	<-f.run.Done()
@@ -80,12 +81,37 @@ func TestBlocklists(t *testing.T) {
 		t.Errorf("the restart moved the kernel's rules from generation %d to %d", gen, now)
 	}
 	counts("after a restart")
+	f.listed(t, "after a restart", since, 100+updates-1)
 	crawlers(20, 120)
 	f.awaitPass(t, "the list is read again", 120, false)
 	f.wants(t, "after a restart", map[int]bool{5: false, 9: true, 41: true})
 	count[5]++
 	counts("after a restart and an update")
 	f.stop()
+}
+
+// listed wants entries 5 and 20 to be there since the first reading or before, and the new one
+// since later. It returns since when, and wants that to be as before.
+func (f *fence) listed(t *testing.T, when string, before []time.Time, fresh int) []time.Time {
+	t.Helper()
+	var out []time.Time
+	for _, fam := range families {
+		for _, n := range []int{5, 20, fresh} {
+			w := f.why(in(fam, n))
+			if len(w.Matches) != 1 || w.Matches[0].Since.IsZero() || w.Matches[0].SinceAtMost != (n != fresh) || w.Matches[0].Since.After(w.ReadAt) {
+				t.Errorf("%s: %d is listed: %+v", when, n, w)
+				return out
+			}
+			out = append(out, w.Matches[0].Since)
+		}
+		if first, last := out[len(out)-2], out[len(out)-1]; !first.Before(last) {
+			t.Errorf("%s: the first reading was at %s, and what is new came at %s", when, first, last)
+		}
+	}
+	if before != nil && !slices.EqualFunc(out, before, time.Time.Equal) {
+		t.Errorf("%s: listed since %s, want %s", when, out, before)
+	}
+	return out
 }
 
 // packetLen is the length of what send sends, the IP header included.

@@ -291,6 +291,16 @@ func TestLimitSurvivesReload(t *testing.T) {
 	if n := len(s.offenders("nat")); n != 2 || len(s.offenders("another")) != 0 {
 		t.Errorf("%d offenders, want 2", n)
 	}
+	for _, f := range families {
+		var w api.Why
+		s.mustJSON(&w, "why", addrOf(s.Clients[0], f).String())
+		if len(w.OverLimits) != 1 || w.OverLimits[0].Service != "nat" || w.OverLimits[0].Over.Packets != 15 {
+			t.Errorf("weir why of a source over a limit: %+v", w)
+		}
+		if s.mustJSON(&w, "why", addrOf(s.Backends[0], f).String()); len(w.OverLimits) != 0 {
+			t.Errorf("weir why of another: %+v", w)
+		}
+	}
 	s.write(config(21))
 	s.reload()
 	for _, f := range families {

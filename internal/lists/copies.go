@@ -20,7 +20,8 @@ type index struct {
 	Version int            `json:"version"`
 	At      time.Time      `json:"at"`
 	Size    blocklist.Size `json:"size"`
-	Files   []string       `json:"files"` // copy N, from 0, is of this file
+	Files   []string       `json:"files"`             // copy N, from 0, is of this file
+	Entries []string       `json:"entries,omitempty"` // that stood in the configuration
 }
 
 const indexVersion = 1
@@ -32,7 +33,7 @@ func (s *source) copyFiles(o Options) {
 		return
 	}
 	s.uncopied = false
-	if o.Dir == "" || o.ReadOnly || len(s.decl.Files) == 0 {
+	if o.Dir == "" || o.ReadOnly {
 		return
 	}
 	if err := s.writeCopies(o.Dir); err != nil {
@@ -56,6 +57,12 @@ func (s *source) writeCopies(dir string) (err error) {
 			return err
 		}
 		ix.Files = append(ix.Files, st.name)
+	}
+	for _, e := range s.decl.Entries {
+		ix.Entries = append(ix.Entries, e.Text)
+	}
+	if err := os.WriteFile(filepath.Join(tmp, sinceFile), s.good.Since(), 0o600); err != nil {
+		return err
 	}
 	text, err := json.MarshalIndent(ix, "", "  ")
 	if err != nil {
@@ -100,7 +107,7 @@ func (s *source) recall(o Options) {
 }
 
 func (s *source) index(o Options) (index, bool) {
-	if o.Dir == "" || len(s.decl.Files) == 0 {
+	if o.Dir == "" {
 		return index{}, false
 	}
 	text, err := os.ReadFile(filepath.Join(o.Dir, s.decl.Name, "index.json"))
@@ -115,30 +122,55 @@ func (s *source) index(o Options) (index, bool) {
 	return ix, true
 }
 
-// restore returns the last good list from the copies of its files, and when it was read; nil
-// where there is none.
+// restored is restore for a list that is to be in use.
+func (s *source) restored(o Options) (*blocklist.List, time.Time) {
+	l, at := s.restore(o)
+	if l != nil {
+		s.date(o, l, o.Now())
+	}
+	return l, at
+}
+
+// restore returns the last good list from the copies of its files, with the entries that the
+// configuration has now, and when it was read; nil where there is none.
 func (s *source) restore(o Options) (*blocklist.List, time.Time) {
 	ix, ok := s.index(o)
-	if !ok {
+	if !ok || len(s.decl.Files) == 0 || len(ix.Files) == 0 {
 		return nil, time.Time{}
 	}
-	b := blocklist.NewBuilder(s.decl.Name, blocklist.Options{Strict: s.decl.Strict})
+	var entries []string
 	for _, e := range s.decl.Entries {
-		if err := b.AddEntry(o.Config, e.Line, 0, e.Text); err != nil {
-			return nil, time.Time{}
+		entries = append(entries, e.Text)
+	}
+	if l := s.build(o, ix, entries); l != nil {
+		return l, ix.At
+	}
+	return nil, time.Time{}
+}
+
+// build makes a list of the copies of files and of these entries; nil where it cannot be.
+func (s *source) build(o Options, ix index, entries []string) *blocklist.List {
+	b := blocklist.NewBuilder(s.decl.Name, blocklist.Options{Strict: s.decl.Strict})
+	for i, text := range entries {
+		line := 0
+		if i < len(s.decl.Entries) && s.decl.Entries[i].Text == text {
+			line = s.decl.Entries[i].Line
+		}
+		if err := b.AddEntry(o.Config, line, 0, text); err != nil {
+			return nil
 		}
 	}
 	for i, name := range ix.Files {
 		if err := files.ReadCopy(b, filepath.Join(o.Dir, s.decl.Name, strconv.Itoa(i)), name); err != nil {
 			o.Log.Warn("the copy of the last good blocklist cannot be used", "list", s.decl.Name, "error", err)
-			return nil, time.Time{}
+			return nil
 		}
 	}
-	return b.List(), ix.At
+	return b.List()
 }
 
-// Kept returns the last good lists whose files are kept in o.Dir, as far as those can be read,
-// by their names: without the entries that stand in the configuration.
+// Kept returns the last good lists that are kept in o.Dir, as far as their copies can be read, in
+// the order of their names.
 func Kept(o Options) []*blocklist.List {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -149,9 +181,14 @@ func Kept(o Options) []*blocklist.List {
 	}
 	var out []*blocklist.List
 	for _, d := range dirs {
-		s := &source{decl: &model.Blocklist{Name: d.Name(), Files: []string{"kept"}}}
-		if l, _ := s.restore(o); l != nil && d.Name()[0] != '.' {
-			out = append(out, l)
+		if d.Name()[0] == '.' {
+			continue
+		}
+		s := &source{decl: &model.Blocklist{Name: d.Name()}}
+		if ix, ok := s.index(o); ok {
+			if l := s.build(o, ix, ix.Entries); l != nil {
+				out = append(out, l)
+			}
 		}
 	}
 	return out

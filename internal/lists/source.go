@@ -24,6 +24,7 @@ type source struct {
 	goodAt   time.Time       // when it was read
 	last     *blocklist.Size // of the last good one, also of before the start; nil: there was none
 	fresh    *blocklist.List // read, and not judged yet; nil: none
+	freshAt  time.Time       // when it was read
 	problem  string          // why what was read last is not in use; "": it is
 	uncopied bool            // copies of the good one are still to be made
 	cuts     string          // why the good one is not in use: what it would cut off now
@@ -88,12 +89,14 @@ func (s *source) look(o Options, now bool) (take func() bool) {
 	s.stamps = stamps
 	list, err := s.read(o, names, errors.Join(errs...))
 	if err == nil {
-		return func() bool { s.fresh = list; return true }
+		at := o.Now()
+		s.date(o, list, at)
+		return func() bool { s.fresh, s.freshAt = list, at; return true }
 	}
 	var kept *blocklist.List
 	var at time.Time
 	if s.good == nil {
-		kept, at = s.restore(o)
+		kept, at = s.restored(o)
 	}
 	return func() bool {
 		s.bad(o, err.Error())
@@ -156,7 +159,7 @@ func (s *source) takeBack(o Options, why string) {
 		s.fresh = nil
 		s.bad(o, why)
 		if s.good == nil { // at a start
-			s.good, s.goodAt = s.restore(o)
+			s.good, s.goodAt = s.restored(o)
 		}
 		return
 	}
@@ -173,6 +176,6 @@ func (s *source) accept(o Options) {
 	if s.problem != "" {
 		o.Log.Info("blocklist taken again", "list", s.decl.Name, "entries", size.Entries)
 	}
-	s.good, s.goodAt, s.last, s.fresh, s.problem, s.anyChange = s.fresh, o.Now(), &size, nil, "", false
+	s.good, s.goodAt, s.last, s.fresh, s.problem, s.anyChange = s.fresh, s.freshAt, &size, nil, "", false
 	s.uncopied = true
 }

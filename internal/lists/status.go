@@ -73,6 +73,11 @@ func (k *Keeper) Lookup(a netip.Addr) Answer {
 		if b.Prefix.Contains(a) && (out.Block == nil || b.Prefix.Bits() > out.Block.Prefix.Bits()) {
 			out.Block = &v.blocks[i]
 		}
+		for j := range out.Matches {
+			if m := &out.Matches[j]; m.List == Operator && m.Entry == b.Text() {
+				m.Since = b.At
+			}
+		}
 	}
 	return out
 }
