@@ -31,6 +31,7 @@ type Options struct {
 	NoLocal     bool     // no services of the box itself
 	NoEdge      bool     // no access policy
 	NoFloods    bool     // no limits of rates, and no SYN proxy
+	Steering    bool     // services that weir itself steers, behind the others
 	Devices     []string // that an access policy names; empty: eth0, eth1 and wan.100
 }
 
@@ -85,6 +86,9 @@ func RandomModel(t *rapid.T, opts *Options) *model.Config {
 	n := g.upTo(1, g.o.MaxServices, "services")
 	for i := range n {
 		cfg.Services = append(cfg.Services, g.service(i))
+	}
+	if g.o.Steering {
+		g.steering(cfg)
 	}
 	return cfg
 }
