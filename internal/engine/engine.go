@@ -67,6 +67,8 @@ type Engine struct {
 	Addresses Addresses // nil: addresses are not weir's business
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
+	// Steering answers for steered services; nil: nobody does.
+	Steering Steerers
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
@@ -103,11 +105,19 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 		return rep, err
 	}
 	rep.Plan = time.Since(start)
+	if e.Steering != nil {
+		if err := e.Steering.Prepare(next); err != nil {
+			return rep, err
+		}
+	}
 	if err := e.commit(ctx, next, &rep); err != nil {
 		return rep, err
 	}
 	old := e.plan
 	e.plan = next
+	if e.Steering != nil {
+		e.Steering.Take(next)
+	}
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
 	return rep, errors.Join(err, e.addresses(ctx, &rep))

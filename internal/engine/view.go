@@ -30,6 +30,8 @@ type View struct {
 	Said     []lists.Block              // what operators blocked
 	Blocks   *plan.Blocks               // what of them is in the kernel; nil: nothing is
 
+	Steering map[string]SteeringStatus // of the steered services that are answered for
+
 	plan *plan.Plan // the last that was applied; nil before the first
 }
 
@@ -53,6 +55,9 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		}
 		if v.plan = l.Engine.Plan(); v.plan != nil {
 			v.Blocks = v.plan.Blocks
+		}
+		if l.Engine.Steering != nil {
+			v.Steering = l.Engine.Steering.Status()
 		}
 		if l.Lists != nil {
 			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
@@ -83,6 +88,9 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	st.Findings, st.Applied, st.Lists = v.Findings, &v.Applied, v.Lists
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
+		if steering, ok := v.Steering[s.Name]; ok && s.Steered() {
+			st.Services[i].Steering = &steering
+		}
 	}
 	return st, err
 }
