@@ -41,6 +41,7 @@ const (
 	AcceptRA       = "accept-ra"         // a default route that forwarding lets expire
 	ConntrackFull  = "conntrack-full"    // the connection table fills up
 	ConntrackSlow  = "conntrack-buckets" // it has too few buckets for its size
+	TCPLoose       = "tcp-loose"         // steered connections of another balancer are not picked up
 	ListenUnheld   = "listen-not-held"   // a listen address on a segment, and nobody answers for it
 	ByDefault      = "by-default-route"  // private backends behind the default route
 	ForeignDrop    = "foreign-drop"      // somebody else's chain drops by default

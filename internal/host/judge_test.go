@@ -99,6 +99,10 @@ func TestJudge(t *testing.T) {
 			}
 			f.Routes, f.Last = nil, nil
 		}, nil},
+		{"no steering and no pick-up", func(_ *model.Config, f *host.Facts) { f.TCPLoose = 0 }, nil},
+		{"steering and pick-up", func(cfg *model.Config, f *host.Facts) { cfg.Services[0].Steering, f.TCPLoose = &model.Steering{}, 1 }, nil},
+		{"steering and no pick-up", func(cfg *model.Config, f *host.Facts) { cfg.Services[0].Steering, f.TCPLoose = &model.Steering{}, 0 }, []string{
+			"info tcp-loose net.netfilter.nf_conntrack_tcp_loose [web] net.netfilter.nf_conntrack_tcp_loose is 0: TCP connections that come here from another balancer with the same file, or that conntrack has forgotten, do not go on (service web); type: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"}},
 		{"forwarding not readable", func(_ *model.Config, f *host.Facts) { f.Forward = nil }, nil},
 		{"a device that does not forward", func(_ *model.Config, f *host.Facts) { link(f, "eth1").Forward4 = 0 }, []string{
 			"error ip-forward net.ipv4.conf.eth1.forwarding [web far held] net.ipv4.conf.eth1.forwarding is 0: the kernel forwards nothing that comes in by eth1 (services web, far, held); type: sysctl -w net.ipv4.conf.eth1.forwarding=1"}},
