@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weir/internal/engine"
+	"weir/internal/host"
 	"weir/internal/lab"
 	"weir/internal/model"
 )
@@ -205,100 +206,6 @@ func TestSteeringFirstPackets(t *testing.T) {
 	s.stop()
 }
 
-// talkMany opens connections, some at a time, and talks on each.
-func (s *site) talkMany(t *testing.T, to netip.AddrPort, n int) {
-	t.Helper()
-	var todo atomic.Int64
-	var wg sync.WaitGroup
-	for range 10 {
-		wg.Go(func() {
-			for todo.Add(1) <= int64(n) {
-				if err := s.talkOnce(to); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-func (s *site) talkOnce(to netip.AddrPort) error {
-	c, err := s.Clients[0].Dial(s.t.Context(), "tcp", "", to.String())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(6 * patience)); err != nil {
-		return err
-	}
-	buf := make([]byte, 512)
-	for range steeredTurns {
-		if _, err := c.Write([]byte("?\n")); err != nil {
-			return err
-		}
-		if _, err := c.Read(buf); err != nil {
-			return fmt.Errorf("%s: %w", c.LocalAddr(), err)
-		}
-	}
-	return nil
-}
-
-// sink notes datagrams by what they say and who got them, and never answers.
-type sink struct {
-	total atomic.Uint64
-	mu    sync.Mutex
-	seen  map[string]map[string]int
-}
-
-func newSink(t *testing.T, hosts []*lab.Host) *sink {
-	t.Helper()
-	k := &sink{seen: map[string]map[string]int{}}
-	for _, h := range hosts {
-		for _, a := range []netip.Addr{h.V4, h.V6} {
-			c, err := h.ListenPacket("udp", join(a, 7))
-			check(t, err)
-			t.Cleanup(func() { c.Close() })
-			go k.read(c, h.Name)
-		}
-	}
-	return k
-}
-
-func (k *sink) read(c net.PacketConn, host string) {
-	for buf := make([]byte, 512); ; {
-		n, _, err := c.ReadFrom(buf)
-		if err != nil {
-			return
-		}
-		k.mu.Lock()
-		flow := string(buf[:n])
-		if k.seen[flow] == nil {
-			k.seen[flow] = map[string]int{}
-		}
-		k.seen[flow][host]++
-		k.mu.Unlock()
-		k.total.Add(1)
-	}
-}
-
-// one sees that each flow went to one host, whole.
-func (k *sink) one(t *testing.T, flows, packets int) {
-	t.Helper()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if len(k.seen) != flows {
-		t.Errorf("%d flows, want %d", len(k.seen), flows)
-	}
-	for flow, hosts := range k.seen {
-		for _, n := range hosts {
-			if len(hosts) != 1 || n != packets {
-				t.Errorf("flow %s: %v", flow, hosts)
-			}
-		}
-	}
-}
-
 // TestSteeringKilled kills weir while connections come: none fails, each has the backend that the
 // table says, before, meanwhile and after, and open ones stay where they are.
 func TestSteeringKilled(t *testing.T) {
@@ -366,7 +273,9 @@ func TestSteeringKilled(t *testing.T) {
 	more()
 	close(stop)
 	wg.Wait()
-	if n, _ := s.asked(); n == 0 || failed.Load()+moved.Load() > 0 {
+	n, _ := s.asked()
+	t.Logf("%d connections, %d failed, %d moved; %d open ones", came.Load(), failed.Load(), moved.Load(), len(open))
+	if n == 0 || failed.Load()+moved.Load() > 0 {
 		t.Errorf("of %d connections %d failed, and %d went elsewhere than the table says; weir was asked about %d packets", came.Load(), failed.Load(), moved.Load(), n)
 	}
 	s.stop()
@@ -377,6 +286,43 @@ func TestSteeringKilled(t *testing.T) {
 func (s *site) chooser(f model.Family, hosts ...*lab.Host) chooser {
 	c := newChooser(f, false, on("", hosts...))
 	return c
+}
+
+// TestSteeringPickUp: TCP connections of which conntrack here knows nothing, as those that come
+// from another balancer with the same file, are asked about and go on where they were; unless a
+// sysctl keeps them from it, which weir doctor tells.
+func TestSteeringPickUp(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 3)
+	s.serve("tcp", s.Backends, 7)
+	s.startSteering(s.steered(groups(group("all", s.Backends...))))
+	var open []*talk
+	var by []string
+	for _, f := range families {
+		for range 50 {
+			k := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
+			open, by = append(open, k), append(by, k.ask(t))
+		}
+	}
+	before, _ := s.asked()
+	s.forgetFlows()
+	for i, k := range open {
+		if got := k.ask(t); got != by[i] {
+			t.Errorf("a connection that %s answered is answered by %s", by[i], got)
+		}
+	}
+	if n, _ := s.asked(); n != before+uint64(len(open)) {
+		t.Errorf("weir was asked about %d packets of %d connections", n-before, len(open))
+	}
+	const key = "net.netfilter.nf_conntrack_tcp_loose"
+	if about(s.doctor().Findings, host.TCPLoose, key) != nil {
+		t.Error("a finding where nothing is wrong")
+	}
+	check(t, s.Gateway.Sysctl(key, "0"))
+	if about(s.doctor().Findings, host.TCPLoose, key) == nil {
+		t.Error("weir doctor says nothing")
+	}
+	s.stop()
 }
 
 // TestSteeringAbsent: what becomes of new connections without a weir.
