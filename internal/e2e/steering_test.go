@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"weir/internal/host"
 	"weir/internal/lab"
 	"weir/internal/model"
+	"weir/internal/steer/nfqueue"
 )
 
 // steered returns a configuration with one steered service on vip 1, whose default target
@@ -403,6 +405,37 @@ func TestSteeringChanges(t *testing.T) {
 				t.Errorf("a connection that %s answered is answered by %s", by[i], got)
 			}
 		}
+	}
+	s.stop()
+}
+
+// TestSteeringQueueTaken: a queue that another program has is waited for; the file is applied once
+// it is free.
+func TestSteeringQueueTaken(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 2)
+	s.serve("tcp", s.Backends, 7)
+	s.startSteering(s.steered(groups(group("all", s.Backends...))))
+	var other *nfqueue.Queues
+	check(t, s.Gateway.Do(func() (err error) {
+		other, err = nfqueue.Open(nfqueue.Options{First: 101, Count: 1, Copy: 1})
+		return err
+	}))
+	s.write(s.steered(groups(group("all", s.Backends...)), "queues: 100-101"))
+	check(t, s.run.Signal(syscall.SIGHUP))
+	await(t, "weir says who has the queue", func() bool {
+		return strings.Contains(s.log.String(), "queue 101 is in the hands of another program")
+	})
+	for _, f := range families {
+		s.ask(t, s.Clients[0], "tcp", netip.AddrPortFrom(vip(f, 1), 7))
+	}
+	check(t, other.Close())
+	await(t, "the file is applied", func() bool { st := s.steering(); return st.Answering && len(st.Queues) == 2 })
+	for _, f := range families {
+		s.ask(t, s.Clients[0], "tcp", netip.AddrPortFrom(vip(f, 1), 7))
+	}
+	if n, _ := s.asked(); n < 2 {
+		t.Errorf("weir was asked about %d packets", n)
 	}
 	s.stop()
 }
