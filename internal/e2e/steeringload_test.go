@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"weir/internal/engine"
 	"weir/internal/lab"
+	"weir/internal/model"
 )
 
 // talkMany opens connections, some at a time, and talks on each.
@@ -104,4 +107,71 @@ func (k *sink) one(t *testing.T, flows, packets int) {
 			}
 		}
 	}
+}
+
+// TestSteeringPorts: backends on the listener's port and on one of their own, connections of the
+// box itself, and a target that has nobody left.
+func TestSteeringPorts(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 3)
+	b := s.Backends
+	s.serve("tcp", b[:1], 7)
+	s.serve("tcp", b[1:2], 7, 9)
+	s.serve("tcp", b[2:], 7)
+	all := append(on("7", b[0]), on("", b[1])...)
+	s.startSteering(strings.Replace(s.steered("rules:", "  - {name: few, source_ports: 30000-30999, to: one}",
+		groups("rest: "+backendList(all...), "one: "+backendList(on("7", b[2])...))), `:7/tcp"`, `:7,9/tcp"`, -1))
+	for _, f := range families {
+		got := map[string]bool{}
+		for _, port := range []uint16{7, 9} {
+			to := netip.AddrPortFrom(vip(f, 1), port)
+			for range 20 {
+				from := netip.AddrPortFrom(addrOf(s.Clients[0], f), s.port())
+				a, err := try(t, s.Clients[0], "tcp", from.Port(), to)
+				check(t, err)
+				host, p, hasPort := strings.Cut(a.id, "/")
+				if want := fmt.Sprint(port); hasPort && p != want {
+					t.Errorf("%s got port %s of %s", to, p, host)
+				}
+				if x := s.explain(from, to, "tcp"); x.Steering == nil || x.Steering.Rule != engine.DefaultRule || !strings.Contains(x.Backend, s.addressOf(host, f)) {
+					t.Errorf("%s answers %s, and weir explain says %s (%+v)", a.id, from, x.Backend, x.Steering)
+				}
+				got[a.id] = true
+			}
+		}
+		if len(got) != 3 {
+			t.Errorf("%v answer", got)
+		}
+		to := netip.AddrPortFrom(vip(f, 1), 9)
+		if a, err := try(t, s.Clients[0], "tcp", 30000, to); err != nil || a.id != b[2].Name {
+			t.Errorf("%+v %v", a, err)
+		}
+		before, _ := s.asked()
+		s.ip("route", "add", vip(f, 1).String(), "dev", lab.OutsideDev) // else it sends nothing
+		_, err := s.Gateway.Ask("tcp", to.String())
+		check(t, err)
+		if n, _ := s.asked(); n != before+1 {
+			t.Errorf("weir was asked about %d packets of the box's own connection", n-before)
+		}
+		s.must("drain", "steered", netip.AddrPortFrom(addrOf(b[2], f), 7).String())
+		await(t, "nobody is left", func() bool {
+			return s.explain(netip.AddrPortFrom(addrOf(s.Clients[0], f), 30001), to, "tcp").Backend == ""
+		})
+		_, err = try(t, s.Clients[0], "tcp", 30001, to)
+		wantRefused(t, "tcp", err)
+	}
+	if st := s.steering(); st.Nobody != 2 {
+		t.Errorf("%d packets for nobody, want 2", st.Nobody)
+	}
+	s.stop()
+}
+
+// addressOf returns the address of a backend by its name.
+func (s *site) addressOf(name string, f model.Family) string {
+	for _, h := range s.Backends {
+		if h.Name == name {
+			return addrOf(h, f).String()
+		}
+	}
+	return name + " is no backend"
 }
