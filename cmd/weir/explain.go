@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,6 +48,7 @@ func (e *env) explainCmd() *cobra.Command {
 	c.Flags().BoolVar(&o.box, "box", false, "the destination is an address of this box")
 	c.Flags().StringVar(&o.in, "in", "", "the `DEVICE` by which the packet comes in")
 	c.Flags().StringVar(&o.out, "out", "", "the `DEVICE` by which it leaves")
+	c.Flags().StringVar(&o.payload, "payload", "", "the `BYTES` behind the transport header, for rules of steering: text, or 0x and hexadecimal digits")
 	return c
 }
 
@@ -54,6 +56,7 @@ func (e *env) explainCmd() *cobra.Command {
 type explainOptions struct {
 	live, local, box bool
 	in, out          string
+	payload          string
 }
 
 // explainReport is the JSON of `weir explain`.
@@ -66,6 +69,8 @@ type explainReport struct {
 	// file (then the steps are those of the file).
 	Live  bool `json:"live"`
 	Drift bool `json:"drift"`
+	// Steering is what rules say of a packet of a steered service, while a weir runs.
+	Steering *engine.Steered `json:"steering,omitempty"`
 }
 
 func (e *env) explain(ctx context.Context, t flow.Tuple, o explainOptions) error {
@@ -79,6 +84,10 @@ func (e *env) explain(ctx context.Context, t flow.Tuple, o explainOptions) error
 
 // follow returns what becomes of a packet.
 func (e *env) follow(ctx context.Context, t flow.Tuple, o explainOptions) (rep explainReport, err error) {
+	payload, err := payloadBytes(o.payload)
+	if err != nil {
+		return rep, err
+	}
 	cfg, err := config.Load(e.config)
 	if err != nil {
 		return rep, err
@@ -111,8 +120,22 @@ func (e *env) follow(ctx context.Context, t flow.Tuple, o explainOptions) (rep e
 			return rep, needsRights(err)
 		}
 	}
+	env.Queued = engine.Steer(p, payload, func(s engine.Steered) { rep.Steering = &s })
 	rep.Explanation = p.Explain(packet, env)
 	return rep, nil
+}
+
+// payloadBytes reads text, or hexadecimal digits behind 0x.
+func payloadBytes(s string) ([]byte, error) {
+	digits, isHex := strings.CutPrefix(s, "0x")
+	if !isHex {
+		return []byte(s), nil
+	}
+	b, err := hex.DecodeString(digits)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--payload: %q are no hexadecimal digits, two for each byte: %w", digits, err)}
+	}
+	return b, nil
 }
 
 // remembered reads the clients of sticky services, and who is full.
@@ -146,6 +169,7 @@ func lookAround(ctx context.Context, packet *ruleset.Packet) error {
 		return f.Proto == packet.Proto && f.Orig.Src == packet.Src && f.Orig.Dst == packet.Dst
 	}}
 	err = c.Dump(ctx, filter, func(f conntrack.Flow) bool {
+		packet.ConnMark = f.Mark
 		packet.Conn = &ruleset.Conn{OrigSrc: f.Orig.Src, OrigDst: f.Orig.Dst, ReplySrc: f.Reply.Src, ReplyDst: f.Reply.Dst}
 		return false
 	})

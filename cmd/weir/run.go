@@ -94,6 +94,9 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	}
 	defer nudges.Close()
 	keeper := openLists(e.config, e.state, known.Blocks, log)
+	steering := &engine.Steering{Log: log}
+	defer steering.Close()
+	k.Engine.Steering = steering
 	loop := &engine.Loop{Engine: k.Engine, Load: held.loader(e.config, e.readConfig), Reload: hangUps(ctx), Events: events, Log: log,
 		Checks: checks, Results: results, Traffic: engine.Conntrack{Conn: flows, Engine: k.Engine, Nudges: nudges},
 		Lists: keeper, Memory: known, Save: save, Journal: engine.NewJournal(), Parse: parseKept,

@@ -163,6 +163,9 @@ func (e *env) printStatus(st engine.Status, now time.Time) error {
 	}
 	err := e.table("SERVICE BACKEND STATE WEIGHT SHARE NEW ACTIVE PACKETS-IN BYTES-IN PACKETS-OUT BYTES-OUT", rows, notes)
 	if err == nil {
+		err = e.printSteering(st)
+	}
+	if err == nil {
 		err = e.printLimits(st)
 	}
 	if err != nil || st.Edge == nil {

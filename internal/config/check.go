@@ -9,7 +9,7 @@ import (
 	"weir/internal/model"
 )
 
-// listenAt is a listen entry and its place: services[i].listen[j].
+// listenAt is a listen entry and its place: services[i].listen[j], or of steering.
 type listenAt struct {
 	model.Listen
 	s    *model.Service
@@ -18,7 +18,11 @@ type listenAt struct {
 }
 
 func (l listenAt) where() where {
-	w := top("services").in("listen").at(int(l.j))
+	key := "services"
+	if l.s.Steered() {
+		key = "steering"
+	}
+	w := top(key).in("listen").at(int(l.j))
 	w.i = int(l.i)
 	return w
 }
@@ -28,7 +32,7 @@ func (d *decoder) finish() {
 	if d.full {
 		return
 	}
-	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there && !d.pools.there {
+	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there && !d.pools.there && len(d.steered) == 0 {
 		d.add(yaml.Pos{Line: 1, Column: 1}, top(""), "", "key services is missing; want a list of services, services: [] for none")
 	}
 	if !d.seeded {
@@ -40,6 +44,7 @@ func (d *decoder) finish() {
 	if d.cfg.Bindings == (model.Bindings{}) {
 		d.cfg.Bindings = model.DefaultBindings()
 	}
+	d.finishSteering()
 	d.checkGroups()
 	d.resolveAssigns()
 	d.resolveIns()

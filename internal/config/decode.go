@@ -28,6 +28,7 @@ type decoder struct {
 	edges    edgeReader
 	pools    poolsReader
 	services bool // the key was there
+	steered  []steeredAt
 	bad      bool // the text is no mapping, or could not be read to its end
 }
 
@@ -116,10 +117,13 @@ func (d *decoder) Problem(at yaml.Pos, msg string) bool {
 
 // Item implements yaml.Handler.
 func (d *decoder) Item(key yaml.Node, i int, value yaml.Node) bool {
-	if key.Text() == "services" {
-		w := top("services")
-		w.i = i
+	w := top(key.Text())
+	w.i = i
+	switch key.Text() {
+	case "services":
 		d.service(w, value)
+	case "steering":
+		d.steeringEntry(w, value)
 	}
 	return !d.full
 }
@@ -142,6 +146,10 @@ func (d *decoder) Entry(key, value yaml.Node) bool {
 		d.services = true
 		if value.Kind() != yaml.Sequence {
 			d.addf(value, w, "%s is not allowed; want a list of services, [] for none", describe(value))
+		}
+	case "steering":
+		if value.Kind() != yaml.Sequence {
+			d.addf(value, w, "%s is not allowed; want a list of steered services", describe(value))
 		}
 	case "blocklists":
 		d.blocklists(value, w)

@@ -65,14 +65,22 @@ func (r *serviceReader) checkFamily(f model.Family) {
 	case n == 0:
 		r.add(first.at, first.where(), first.Addr.String(), fmt.Sprintf("the service listens on %s, but has no %s backend", first.Addr, familyName(f)))
 	case sum == 0:
-		r.add(first.at, r.w.in("backends"), "", fmt.Sprintf("all %s backends have weight 0; at least one must have more, or write backends: []", familyName(f)))
+		r.add(first.at, r.w.in(r.group()), "", fmt.Sprintf("all %s backends have weight 0; at least one must have more, or write backends: []", familyName(f)))
 	case sum/gcd > maxSlots && !r.hashed():
-		r.add(first.at, r.w.in("backends"), "", fmt.Sprintf("the weights of the %s backends add up to %d shares; balance %s takes up to %d; use smaller weights, or multiples of one number", familyName(f), sum/gcd, r.s.Balance, maxSlots))
+		r.add(first.at, r.w.in(r.group()), "", fmt.Sprintf("the weights of the %s backends add up to %d shares; balance %s takes up to %d; use smaller weights, or multiples of one number", familyName(f), sum/gcd, r.s.Balance, maxSlots))
 	case r.hashed():
 		r.checkPortSlots(f, first, flow.TableSize(n))
 	default:
 		r.checkPortSlots(f, first, sum/gcd)
 	}
+}
+
+// group is the key that holds the backends.
+func (r *serviceReader) group() string {
+	if r.s.Steered() {
+		return "targets"
+	}
+	return "backends"
 }
 
 // hashed reports whether the balance chooses by a table of fixed size.
@@ -97,10 +105,13 @@ func (r *serviceReader) checkPortSlots(f model.Family, first *listenAt, slots in
 		return
 	}
 	change := "use fewer listen ports, smaller weights, or backends that keep the port"
-	if r.hashed() {
+	switch {
+	case r.s.Steered():
+		change = "use fewer listen ports or backends, or backends that keep the port"
+	case r.hashed():
 		change = "use fewer listen ports or backends, balance round-robin, or backends that keep the port"
 	}
-	r.add(first.at, r.w.in("backends"), "", fmt.Sprintf("the ports of the %s backends depend on the listen port, so balance %s needs %d slots for each of %d listen ports, %d in all; allowed: up to %d; %s",
+	r.add(first.at, r.w.in(r.group()), "", fmt.Sprintf("the ports of the %s backends depend on the listen port, so balance %s needs %d slots for each of %d listen ports, %d in all; allowed: up to %d; %s",
 		familyName(f), r.s.Balance, slots, ports, slots*ports, maxPortSlots, change))
 }
 

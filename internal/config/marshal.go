@@ -30,14 +30,16 @@ func Marshal(cfg *model.Config) []byte {
 	marshalEdge(&b, cfg.Edge)
 	marshalBlocklists(&b, cfg)
 	marshalEgress(&b, cfg)
-	if len(cfg.Services) == 0 {
+	plain := slices.DeleteFunc(slices.Clone(cfg.Services), (*model.Service).Steered)
+	if len(plain) == 0 {
 		b.WriteString("services: []\n")
-		return b.Bytes()
+	} else {
+		b.WriteString("services:\n")
 	}
-	b.WriteString("services:\n")
-	for _, s := range cfg.Services {
+	for _, s := range plain {
 		marshalService(&b, s)
 	}
+	marshalSteering(&b, slices.DeleteFunc(slices.Clone(cfg.Services), func(s *model.Service) bool { return !s.Steered() }))
 	return b.Bytes()
 }
 
@@ -59,20 +61,7 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 	if s.Balance != model.RoundRobin {
 		fmt.Fprintf(b, "    balance: %s\n", s.Balance)
 	}
-	switch s.Source.Mode {
-	case model.SourceMasquerade:
-		b.WriteString("    source: masquerade\n")
-	case model.SourceAddress:
-		var addrs []string
-		for _, f := range []model.Family{model.IPv4, model.IPv6} {
-			if a := s.Source.Addr(f); a.IsValid() {
-				addrs = append(addrs, a.String())
-			}
-		}
-		fmt.Fprintf(b, "    source: %s\n", quotedList(addrs))
-	case model.SourcePool:
-		fmt.Fprintf(b, "    source: %q\n", s.Source.Pool)
-	}
+	marshalSource(b, s)
 	if s.Sticky != 0 {
 		fmt.Fprintf(b, "    sticky: %s\n", s.Sticky)
 	}
@@ -93,6 +82,23 @@ func marshalService(b *bytes.Buffer, s *model.Service) {
 	b.WriteString("    backends:\n")
 	for _, be := range s.Backends {
 		marshalBackend(b, be)
+	}
+}
+
+func marshalSource(b *bytes.Buffer, s *model.Service) {
+	switch s.Source.Mode {
+	case model.SourceMasquerade:
+		b.WriteString("    source: masquerade\n")
+	case model.SourceAddress:
+		var addrs []string
+		for _, f := range []model.Family{model.IPv4, model.IPv6} {
+			if a := s.Source.Addr(f); a.IsValid() {
+				addrs = append(addrs, a.String())
+			}
+		}
+		fmt.Fprintf(b, "    source: %s\n", quotedList(addrs))
+	case model.SourcePool:
+		fmt.Fprintf(b, "    source: %q\n", s.Source.Pool)
 	}
 }
 

@@ -28,6 +28,7 @@ var equalModels = cmp.Options{
 	}),
 	cmp.Comparer(func(a, b model.SourceNAT) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmp.Comparer((*model.Steering).Equal),
 	cmpopts.EquateEmpty(),
 }
 
@@ -42,7 +43,7 @@ func mustParse(t rapid.TB, text string) *model.Config {
 
 func TestRandomModelIsValid(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		if err := configtest.Check(configtest.RandomModel(t, nil)); err != nil {
+		if err := configtest.Check(configtest.RandomModel(t, &configtest.Options{Steering: true})); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -50,7 +51,7 @@ func TestRandomModelIsValid(t *testing.T) {
 
 func TestMarshalRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		want := configtest.RandomModel(t, nil)
+		want := configtest.RandomModel(t, &configtest.Options{Steering: true})
 		if diff := cmp.Diff(want, mustParse(t, string(Marshal(want))), equalModels); diff != "" {
 			t.Fatal(diff)
 		}
@@ -59,7 +60,7 @@ func TestMarshalRoundTrip(t *testing.T) {
 
 func TestEveryFormMeansTheSame(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		want := configtest.RandomModel(t, nil)
+		want := configtest.RandomModel(t, &configtest.Options{Steering: true})
 		text := configtest.RandomText(t, want)
 		if diff := cmp.Diff(want, mustParse(t, text), equalModels); diff != "" {
 			t.Fatalf("%s\n%s", diff, text)

@@ -17,11 +17,12 @@ import (
 // struct can not keep.
 
 type fileKeys struct {
-	HashSeed   uint32        `json:"hash_seed,omitempty" jsonschema:"minimum=0,maximum=4294967295,default=2003134834" jsonschema_description:"Seed of every hash: which backend a client gets with balance maglev or source depends on it. The same on every node of a group. 0 to 4294967295, also in hexadecimal (0x5eed1234). Default: 2003134834 (0x77656972)."`
-	MarkMask   uint32        `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
-	Interfaces groups        `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
-	Edge       edgeKeys      `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
-	Services   []serviceKeys `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, an edge or egress pools."`
+	HashSeed   uint32         `json:"hash_seed,omitempty" jsonschema:"minimum=0,maximum=4294967295,default=2003134834" jsonschema_description:"Seed of every hash: which backend a client gets with balance maglev or source depends on it. The same on every node of a group. 0 to 4294967295, also in hexadecimal (0x5eed1234). Default: 2003134834 (0x77656972)."`
+	MarkMask   uint32         `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
+	Interfaces groups         `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
+	Edge       edgeKeys       `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
+	Services   []serviceKeys  `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, steering, an edge or egress pools."`
+	Steering   []steeringKeys `json:"steering,omitempty" jsonschema_description:"Services whose backends weir itself chooses, by rules, for the first packet of each connection. Default: none."`
 
 	Blocklists []blocklistKeys `json:"blocklists,omitempty" jsonschema:"maxItems=64" jsonschema_description:"Lists of addresses whose packets are turned away before anything else is done with them. Default: none."`
 	Allow      oneOrMore       `json:"allow,omitempty" jsonschema_description:"Addresses and prefixes that are never blocked, whatever a list says. Default: none."`

@@ -28,6 +28,7 @@ type serviceReader struct {
 	unsure     bool // what says how health is used has a mistake in it
 
 	floods floodReader
+	steer  steerReader // of a steered service
 
 	backendMax []place // of max_connections of backends
 	inAt       []inAt  // the entries of in

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"weir/internal/engine"
 	"weir/internal/lab"
 	"weir/internal/model"
 	"weir/internal/plan"
@@ -20,6 +21,8 @@ type explained struct {
 	Drift bool `json:"drift"`
 
 	Running bool `json:"running"`
+
+	Steering *engine.Steered `json:"steering"`
 }
 
 // explain asks weir about a packet.

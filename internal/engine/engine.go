@@ -76,6 +76,8 @@ type Engine struct {
 	Blocked *blocklist.Compiled
 	// NoTimeouts says that the kernel has no ct timeouts: those of pools are left out.
 	NoTimeouts bool
+	// Steering answers for steered services; nil: nobody does.
+	Steering Steerers
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
@@ -123,11 +125,19 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 		return rep, err
 	}
 	rep.Plan = time.Since(start)
+	if e.Steering != nil {
+		if err := e.Steering.Prepare(next); err != nil {
+			return rep, err
+		}
+	}
 	if err := e.commit(ctx, next, &rep); err != nil {
 		return rep, err
 	}
 	old := e.plan
 	e.plan = next
+	if e.Steering != nil {
+		e.Steering.Take(next)
+	}
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
 	return rep, errors.Join(err, e.addresses(ctx, &rep))

@@ -55,6 +55,8 @@ type ServiceStatus struct {
 	// Listeners are those of a local service, which has no backends.
 	Listeners []ListenerStatus `json:"listeners,omitempty"`
 	Limits    []LimitStatus    `json:"limits,omitempty"` // in the order of the file
+	// Steering is of a steered service.
+	Steering *SteeringStatus `json:"steering,omitempty"`
 	// Former sums up backends that were counted and are in the file no more.
 	Former Traffic `json:"former"`
 	Total  Traffic `json:"total"`
@@ -190,6 +192,7 @@ func newStatus(cfg *model.Config) Status {
 		}
 		ss.Limits = limitStatus(s)
 		ss.describeLocal(s)
+		ss.Steering = newSteeringStatus(s)
 		sum := map[model.Family]int{}
 		for _, b := range s.Backends {
 			sum[b.Family()] += b.Weight

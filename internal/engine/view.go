@@ -36,6 +36,8 @@ type View struct {
 	Drains []AddressDrain // addresses of pools that operators drain
 	Alarms []egress.Alarm // what of pools is full or nearly so
 
+	Steering map[string]SteeringStatus // of the steered services that are answered for
+
 	plan *plan.Plan // the last that was applied; nil before the first
 }
 
@@ -59,6 +61,9 @@ func (l *Loop) View(ctx context.Context) (View, error) {
 		}
 		v.plan = l.Engine.Plan()
 		v.Pools, v.Drains, v.Alarms = l.withPools(l.file).Egress, l.addressDrains(), l.usage.Alarms
+		if l.Engine.Steering != nil {
+			v.Steering = l.Engine.Steering.Status()
+		}
 		if l.fencer != nil {
 			v.Lists, v.Said = l.Lists.Status(), l.Lists.Blocks()
 			v.Blocks = l.fencer.fence.Blocks()
@@ -97,6 +102,9 @@ func (v *View) Status(ctx context.Context, k Counters, live map[Member]int, name
 	st.Egress = egressAlarms(v.Alarms)
 	for i, s := range cfg.Services {
 		v.describe(s, live, st.Services[i].Backends)
+		if steering, ok := v.Steering[s.Name]; ok && s.Steered() {
+			st.Services[i].Steering = &steering
+		}
 	}
 	return st, err
 }

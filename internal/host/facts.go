@@ -27,6 +27,7 @@ type Facts struct {
 	SourceRoutes, ListenRoutes []*Route
 
 	Conntrack Conntrack
+	TCPLoose  int // net.netfilter.nf_conntrack_tcp_loose, -1 where it cannot be read
 }
 
 // Link is a device.

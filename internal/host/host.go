@@ -46,6 +46,7 @@ const (
 	ConntrackTimes  = "conntrack-timeouts" // it has no timeouts but the sysctls'
 	PoolUnheld      = "pool-not-held"      // addresses of a pool on a segment, and nobody answers for them
 	PoolRoom        = "pool-over-table"    // a pool can hold more connections than the connection table
+	TCPLoose        = "tcp-loose"          // steered connections of another balancer are not picked up
 	ListenUnheld    = "listen-not-held"    // a listen address on a segment, and nobody answers for it
 	ByDefault       = "by-default-route"   // private backends behind the default route
 	ForeignDrop     = "foreign-drop"       // somebody else's chain drops by default

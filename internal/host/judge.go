@@ -44,6 +44,7 @@ func Judge(n *Needs, f *Facts) []Finding {
 	j.advertised()
 	j.conntrack()
 	j.pools()
+	j.pickUp()
 	Sort(j.out)
 	return j.out
 }
@@ -238,6 +239,21 @@ func (j *judge) conntrack() {
 		j.add(Finding{ID: ConntrackSlow, Severity: Info, Subject: key, Fix: fmt.Sprintf("sysctl -w %s=%d", key, want),
 			Found: fmt.Sprintf("%s is %d for %d connections", key, c.Buckets, c.Max),
 			Means: "look-ups grow slow as the table fills"}, nil)
+	}
+}
+
+// pickUp sees that TCP connections which another balancer with the same file had until now
+// can go on here: conntrack has to take their packets for first ones, so that they are asked
+// about and translated. It does not check their windows then (tcp_new in
+// nf_conntrack_proto_tcp.c), so nf_conntrack_tcp_be_liberal makes no difference.
+func (j *judge) pickUp() {
+	const key = "net.netfilter.nf_conntrack_tcp_loose"
+	steersTCP := func(s *model.Service) bool {
+		return s.Steered() && slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == model.TCP })
+	}
+	if names, _ := j.n.users(steersTCP); j.f.TCPLoose == 0 && len(names) > 0 {
+		j.add(Finding{ID: TCPLoose, Severity: Info, Subject: key, Found: key + " is 0", Fix: "sysctl -w " + key + "=1",
+			Means: "TCP connections that come here from another balancer with the same file, or that conntrack has forgotten, do not go on"}, steersTCP)
 	}
 }
 

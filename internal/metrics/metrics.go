@@ -5,6 +5,7 @@ package metrics
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -94,10 +95,22 @@ var (
 	uncounted   = counter("weir_blocked_uncounted_packets_total", "Packets that met an entry of a blocklist and were counted for none, because there was no room for another counter; as seen at the last look.")
 )
 
+// The metrics of steered services. They begin with weir's start.
+var (
+	steerUp      = gauge("weir_steering_answering", "Whether weir answers for the steered service; else the kernel does what when_absent says.", "service")
+	steerRule    = counter("weir_steering_rule_packets_total", "Packets that weir was asked about and the rule wanted.", "service", "rule")
+	steerMember  = counter("weir_steering_backend_packets_total", "Packets that weir was asked about and the backend was chosen for, by target.", "service", "target", "backend")
+	steerNobody  = counter("weir_steering_nobody_packets_total", "Packets that weir was asked about and whose target had no backend to choose.", "service")
+	queuePackets = counter("weir_steering_queue_packets_total", "Packets of the kernel's queue that weir was asked about.", "service", "queue")
+	queueWaiting = gauge("weir_steering_queue_waiting", "Packets that wait for an answer in the kernel's queue.", "service", "queue")
+	queuePast    = counter("weir_steering_queue_unasked_packets_total", "Packets that did not get to weir, because too many waited (full) or the socket's buffer was full (buffer).", "service", "queue", "reason")
+)
+
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range append(egressMetrics, []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
 		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt,
+		steerUp, steerRule, steerMember, steerNobody, queuePackets, queueWaiting, queuePast,
 		listEntries, listOK, listRead, blockedPkts, blockedSize}...) {
 		ch <- m.desc
 	}
@@ -154,6 +167,31 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		for j := range s.Listeners {
 			w.listener(s, &s.Listeners[j])
 		}
+		w.steering(s.Name, s.Steering)
+	}
+}
+
+// steering tells of a steered service; nil of one that is none.
+func (w writer) steering(service string, s *engine.SteeringStatus) {
+	if s == nil {
+		return
+	}
+	w.yes(steerUp, s.Answering, service)
+	for _, r := range s.Rules {
+		w.put(steerRule, float64(r.Packets), service, r.Name)
+	}
+	for _, t := range s.Targets {
+		for _, b := range t.Backends {
+			w.put(steerMember, float64(b.Packets), service, t.Name, b.Address)
+		}
+	}
+	w.put(steerNobody, float64(s.Nobody), service)
+	for _, q := range s.Queues {
+		number := strconv.Itoa(int(q.Queue))
+		w.put(queuePackets, float64(q.Packets), service, number)
+		w.put(queueWaiting, float64(q.Waiting), service, number)
+		w.put(queuePast, float64(q.Full), service, number, "full")
+		w.put(queuePast, float64(q.Unreceived), service, number, "buffer")
 	}
 }
 

@@ -281,6 +281,8 @@ type Service struct {
 	MaxConnections int
 	Limits         []Limit // at most MaxLimits; no two are the same
 	SynProxy       bool    // TCP clients must prove their address before a server hears of them
+
+	Steering *Steering // nil: the kernel chooses. Else Forward is ForwardNAT, and Balance Maglev or Source
 }
 
 // Limited reports whether the service or one of its backends has a limit of connections.
@@ -321,7 +323,7 @@ func (s *Service) Equal(o *Service) bool {
 	return s.Name == o.Name && s.Forward == o.Forward && slices.Equal(s.In, o.In) && s.Untracked == o.Untracked && s.Balance == o.Balance && s.Source == o.Source &&
 		s.Sticky == o.Sticky && s.WhenAllDown == o.WhenAllDown && s.Assign == o.Assign &&
 		s.SlowStart == o.SlowStart && s.MinHealthy == o.MinHealthy && s.OnDown == o.OnDown && s.MaxConnections == o.MaxConnections &&
-		s.SynProxy == o.SynProxy && slices.Equal(s.Limits, o.Limits) &&
+		s.SynProxy == o.SynProxy && s.Steering.Equal(o.Steering) && slices.Equal(s.Limits, o.Limits) &&
 		s.Check.Equal(o.Check) && slices.Equal(s.Listen, o.Listen) &&
 		slices.EqualFunc(s.Backends, o.Backends, func(a, b Backend) bool {
 			checks := a.Check.Equal(b.Check)

@@ -26,6 +26,7 @@ type Plan struct {
 	Pools   []*Pool // in the order of the services, IPv4 before IPv6
 	Blocks  *Blocks // nil where nothing is blocked; see WithBlocks
 
+	marks   *Marks    // of steered services; nil without any
 	edge    *edgePlan // nil where the configuration says nothing of the edge
 	egress  []*egressUnit
 	hygiene []setPart // of the pools
@@ -44,12 +45,13 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	if p.places == nil {
 		p.places = places(cfg.Services)
 	}
+	p.marks = prev.sameMarks(cfg)
 	a := newAssembly(n, prev)
 	for i, place := range p.places {
 		s := cfg.Services[i]
-		u := prev.reuse(s, place, cfg)
+		u := prev.reuse(s, place, p)
 		if u == nil {
-			u = newUnit(s, place, cfg.HashSeed)
+			u = newUnit(s, place, cfg.HashSeed, p.marks)
 			u.floods()
 			u.admit(cfg.Edge.Dropping())
 		}
@@ -66,8 +68,10 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	}
 	p.hygiene = prev.hygieneParts(cfg.Egress)
 	a.addParts(p.hygiene)
+	a.addParts(p.marks.setParts())
 	p.sets = a.use
 	p.base = slices.Concat(baseChains(p.sets, p.egress), edgeChains(p.sets, p.edge), hygieneChains(p.sets))
+	p.base = append(p.base, steerChains(p.sets, p.marks)...)
 	if prev != nil {
 		for i, c := range p.base {
 			p.base[i] = sameChain(prev.base, c)
@@ -103,8 +107,19 @@ func (p *Plan) samePlaces(cfg *model.Config) []place {
 	return p.places
 }
 
-func (p *Plan) reuse(s *model.Service, pl place, cfg *model.Config) *unit {
-	if p == nil || p.Config.HashSeed != cfg.HashSeed || p.Config.Edge.Dropping() != cfg.Edge.Dropping() {
+// sameMarks returns the marks of cfg, those of the plan where they are the same.
+func (p *Plan) sameMarks(cfg *model.Config) *Marks {
+	m := newMarks(cfg)
+	if p != nil && p.marks.Equal(m) {
+		return p.marks
+	}
+	return m
+}
+
+func (p *Plan) reuse(s *model.Service, pl place, next *Plan) *unit {
+	cfg := next.Config
+	if p == nil || p.Config.HashSeed != cfg.HashSeed || p.Config.Edge.Dropping() != cfg.Edge.Dropping() ||
+		s.Steered() && p.marks != next.marks {
 		return nil
 	}
 	if u := p.units[s]; u != nil && u.place == pl {

@@ -16,7 +16,7 @@ import (
 // TestReuseChangesNothing: what is taken from the plan before is what would be made anew.
 func TestReuseChangesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		a := configtest.RandomModel(t, nil)
+		a := configtest.RandomModel(t, &configtest.Options{Steering: true})
 		b := mutate(t, a)
 		prev := plan.Build(a, nil)
 		reused, fresh := plan.Build(b, prev), plan.Build(b, nil)
@@ -70,7 +70,7 @@ func mutate(t *rapid.T, cfg *model.Config) *model.Config {
 // percent of the pool and one slot where a hash does.
 func TestShares(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := plan.Build(configtest.RandomModel(t, nil), nil)
+		p := plan.Build(configtest.RandomModel(t, &configtest.Options{Steering: true}), nil)
 		for _, pool := range p.Pools {
 			sum := 0
 			for _, b := range pool.Backends {
@@ -97,7 +97,7 @@ func TestShares(t *testing.T) {
 // TestPoolsDoNotMeet: no two pools use the same slot of a map.
 func TestPoolsDoNotMeet(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := configtest.RandomModel(t, nil)
+		cfg := configtest.RandomModel(t, &configtest.Options{Steering: true})
 		p := plan.Build(cfg, nil)
 		type slot struct {
 			set string

@@ -55,7 +55,7 @@ type unit struct {
 	shared  []*ruleset.Chain // chains that are the same in every service that has them
 }
 
-func newUnit(s *model.Service, pl place, seed uint32) *unit {
+func newUnit(s *model.Service, pl place, seed uint32, marks *Marks) *unit {
 	u := &unit{service: s, place: pl, parts: make([]setPart, 0, 4)}
 	if s.Local() {
 		return u // admit adds what there is
@@ -69,7 +69,14 @@ func newUnit(s *model.Service, pl place, seed uint32) *unit {
 		u.pools = append(u.pools, p)
 		u.slots(p)
 		u.remember(p)
+		if s.Steered() {
+			u.steer(p, marks)
+		}
 		for _, proto := range protosOf(s, f) {
+			if s.Steered() {
+				u.chains = append(u.chains, p.steerChain(proto, seed, marks))
+				continue
+			}
 			if spills(s) && len(p.Slots) > 0 {
 				u.limited(p, proto, seed)
 				continue
@@ -147,8 +154,10 @@ func newPool(s *model.Service, f model.Family, pl place) *Pool {
 	if s.Sticky > 0 && !spills(s) {
 		p.StickyMap = p.stickySpec().Name
 	}
-	switch s.Balance {
-	case model.Maglev, model.Source:
+	switch {
+	case s.Steered():
+		p.Slots = p.steerSlots()
+	case s.Balance == model.Maglev, s.Balance == model.Source:
 		members := make([]flow.Member, len(p.Backends))
 		for i, b := range p.Backends {
 			members[i] = flow.Member{ID: b.ID(), Weight: b.Weight}

@@ -30,6 +30,9 @@ func Check(cfg *model.Config) error {
 		}
 		all = append(all, s.Listen...)
 	}
+	if err := checkSteering(cfg); err != nil {
+		return err
+	}
 	if err := checkEdge(cfg.Edge); err != nil {
 		return fmt.Errorf("edge: %w", err)
 	}

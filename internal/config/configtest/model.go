@@ -32,6 +32,7 @@ type Options struct {
 	NoEdge      bool     // no access policy
 	NoFloods    bool     // no limits of rates, and no SYN proxy
 	NoEgress    bool     // no egress pools
+	Steering    bool     // services that weir itself steers, behind the others
 	Devices     []string // that an access policy names; empty: eth0, eth1 and wan.100
 }
 
@@ -90,6 +91,9 @@ func RandomModel(t *rapid.T, opts *Options) *model.Config {
 	if !g.o.NoEgress {
 		cfg.Egress, cfg.Bindings = g.egress(), g.bindings()
 		g.lend(cfg)
+	}
+	if g.o.Steering {
+		g.steering(cfg)
 	}
 	return cfg
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Random makes the text of a valid configuration.
-func Random(t *rapid.T) string { return RandomText(t, RandomModel(t, nil)) }
+func Random(t *rapid.T) string { return RandomText(t, RandomModel(t, &Options{Steering: true})) }
 
 // RandomText writes cfg, which must be valid, in one of the many forms that mean it:
 // block or flow, plain or in quotes, keys in any order, defaults said or not.
@@ -34,6 +34,9 @@ func RandomText(t *rapid.T, cfg *model.Config) string {
 	}
 	parts = append(parts, w.lists()...)
 	parts = append(parts, w.egressText()...)
+	if slices.ContainsFunc(cfg.Services, (*model.Service).Steered) {
+		parts = append(parts, w.steeringText())
+	}
 	text := strings.Join(rapid.Permutation(parts).Draw(t, "order"), w.comment())
 	if w.flip("document marker") {
 		text = "---\n" + text
@@ -105,6 +108,9 @@ func (w *writer) services() string {
 	indent := pick(&w.generator, []string{"", "  ", "    "}, "indent")
 	text := "services:\n"
 	for _, s := range w.cfg.Services {
+		if s.Steered() {
+			continue
+		}
 		keys := rapid.Permutation(w.service(s)).Draw(w.t, "key order")
 		switch pick(&w.generator, []string{"block", "flow", "apart"}, "service style") {
 		case "flow":

@@ -24,6 +24,7 @@ import (
 	"cmp"
 	"iter"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -107,6 +108,17 @@ func (n Node) Pos() Pos {
 	if missing(n.n) {
 		p.Column = max(p.Column-1, 1)
 	}
+	return p
+}
+
+// Inside returns where byte i of a scalar's text stands, as long as it is on one line and
+// nothing before it is escaped.
+func (n Node) Inside(i int) Pos {
+	p := n.Pos()
+	if n.n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0 {
+		p.Column++
+	}
+	p.Column += utf8.RuneCountInString(n.n.Value[:min(i, len(n.n.Value))])
 	return p
 }
 

@@ -88,6 +88,10 @@ func (l *Looker) sysctls(f *host.Facts) {
 		}
 	}
 	f.RPFilterAll, _ = sysctl("ipv4/conf/all/rp_filter")
+	f.TCPLoose = -1
+	if v, ok := sysctl("netfilter/nf_conntrack_tcp_loose"); ok {
+		f.TCPLoose = v
+	}
 	level := f.Conntrack.Level
 	f.Conntrack = host.Conntrack{Level: level}
 	f.Conntrack.Max, _ = sysctl("netfilter/nf_conntrack_max")
