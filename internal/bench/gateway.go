@@ -101,9 +101,12 @@ func neighbour(h *lab.Host, dev string, a netip.Addr, mac net.HardwareAddr) erro
 }
 
 // delivered is how many packets have come out of the gateway towards the backends.
-func (g *gateway) delivered() (packets uint64, err error) {
+func (g *gateway) delivered() (packets uint64, err error) { return g.received(worldIn) }
+
+// received is how many packets have come out of the gateway towards that device of the world.
+func (g *gateway) received(dev string) (packets uint64, err error) {
 	err = g.world.Do(func() error {
-		link, err := netlink.LinkByName(worldIn)
+		link, err := netlink.LinkByName(dev)
 		if err == nil {
 			packets = link.Attrs().Statistics.RxPackets
 		}

@@ -1,7 +1,8 @@
 // Command bench measures weir beside the programs that it replaces, in one run and in
 // turn: what it takes to load services and to change one backend (against nft -f and
-// iptables-restore, the same rules), what a packet costs behind the rules of each, and what
-// the death of a backend costs the clients (against HAProxy, the same checks).
+// iptables-restore, the same rules), what a packet costs behind the rules of each, what
+// the death of a backend costs the clients (against HAProxy, the same checks), and how many
+// connections a pool of addresses bears (against the kernel's own range).
 //
 // Its one idea: a figure means something only beside the others of the same run, because
 // machines and their load differ by more than the things measured. So every round asks
@@ -54,16 +55,18 @@ type options struct {
 	packetSizes []int // services, for packets
 	blockSizes  []int // entries of blocklists
 	edgeSizes   []int // listeners of the machine itself
+	poolSize    int   // ports of each address of a pool
 	rounds      int
 	only        string        // "" or one of parts
 	json        string        // file, "" for none
 	weir        string        // the binary; "" builds it
+	loadFor     time.Duration // how long a pool gets short connections
 	limit       time.Duration // for one command
 	total       time.Duration // after which no further round begins
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "edge", "direct", "blocks", "deaths"}
+var parts = []string{"apply", "packets", "edge", "direct", "blocks", "egress", "deaths"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -73,6 +76,8 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds, of which the median is printed")
 	fs.StringVar(&o.only, "only", "", "do one part: "+strings.Join(parts, ", "))
 	entries := fs.String("entries", "", "numbers of entries of blocklists, separated by commas (default 650,10000,100000,1000000)")
+	fs.IntVar(&o.poolSize, "ports", mostPoolPorts, "ports of each of the 6 addresses of an egress pool that is filled")
+	fs.DurationVar(&o.loadFor, "for", 15*time.Second, "how long an egress pool gets short connections")
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
 	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
@@ -83,6 +88,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	o.sizes, o.packetSizes, o.blockSizes, o.edgeSizes = []int{10, 1000, 10000}, sizesOfPackets, sizesOfBlocks, sizesOfEdge
 	if *quick {
 		o.sizes, o.packetSizes, o.blockSizes, o.edgeSizes, o.rounds = o.sizes[:2], o.packetSizes[:2], o.blockSizes[:3], o.edgeSizes[:2], 2
+		o.poolSize, o.loadFor = min(o.poolSize, mostPoolPorts/8), min(o.loadFor, 5*time.Second)
 	}
 	if *services != "" {
 		if o.sizes, err = numbers("-services", *services, 100_000); err != nil {
@@ -97,6 +103,12 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	}
 	if o.rounds < 1 || o.rounds > 100 {
 		return o, fmt.Errorf("-rounds: %d; allowed: 1 to 100", o.rounds)
+	}
+	if o.poolSize < leastPoolPorts || o.poolSize > mostPoolPorts {
+		return o, fmt.Errorf("-ports: %d; allowed: %d to %d", o.poolSize, leastPoolPorts, mostPoolPorts)
+	}
+	if o.loadFor < time.Second || o.loadFor > 2*time.Minute {
+		return o, fmt.Errorf("-for: %s; allowed: 1s to 2m", o.loadFor)
 	}
 	if o.only != "" && !slices.Contains(parts, o.only) {
 		return o, fmt.Errorf("-only: %q; allowed: %s", o.only, strings.Join(parts, ", "))
@@ -124,6 +136,11 @@ func start(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 2
+	}
+	if o.does("egress") && !lab.Inside() {
+		// Here and not inside: it may be written in the first network namespace alone, and is
+		// put back however the process inside ends.
+		defer raiseTracked(trackedFile, poolAddresses*o.poolSize*10/9, stderr)()
 	}
 	inside, code, err := lab.Isolate(args...)
 	if err != nil {
@@ -196,6 +213,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("blocks") {
 		if rep.Blocks, err = b.blocks(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("egress") {
+		if rep.Egress, err = b.egress(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -56,7 +56,7 @@ func TestWholeRun(t *testing.T) {
 	require(t, "go", "nft", "iptables-nft-restore", "iptables-legacy-restore", "ipset")
 	weir := buildWeir(t)
 	part := func(name string) *Report {
-		o, err := parse([]string{"-services", "1,12", "-entries", "10,700", "-rounds", "1", "-limit", "20s", "-only", name, "-weir", weir}, os.Stderr)
+		o, err := parse([]string{"-services", "1,12", "-entries", "10,700", "-ports", "504", "-for", "1s", "-rounds", "1", "-limit", "20s", "-only", name, "-weir", weir}, os.Stderr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,9 +67,9 @@ func TestWholeRun(t *testing.T) {
 		}
 		return rep
 	}
-	rep, more, lists, edge, direct := part("apply"), part("packets"), part("blocks"), part("edge"), part("direct")
-	rep.Packets, rep.Blocks, rep.Edge, rep.Direct = more.Packets, lists.Blocks, edge.Edge, direct.Direct
-	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes)
+	rep, more, lists, edge, direct, egress := part("apply"), part("packets"), part("blocks"), part("edge"), part("direct"), part("egress")
+	rep.Packets, rep.Blocks, rep.Edge, rep.Direct, rep.Egress = more.Packets, lists.Blocks, edge.Edge, direct.Direct, egress.Egress
+	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes, egress.Notes)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF and large transactions are for root alone, and the report says so
@@ -104,6 +104,7 @@ func TestWholeRun(t *testing.T) {
 		}
 	}
 	checkBlocks(t, rep.Blocks, packets > 0)
+	checkEgress(t, rep.Egress, packets > 0)
 	if want := 1 + 5 + 3; packets > 0 && len(rep.Edge) != want {
 		t.Errorf("%d rows of listeners, want %d", len(rep.Edge), want)
 	}
@@ -276,7 +277,8 @@ func TestFigure(t *testing.T) {
 }
 
 func TestFlags(t *testing.T) {
-	for _, bad := range [][]string{{"-services", "0"}, {"-services", "x"}, {"-rounds", "0"}, {"-only", "all"}, {"-nonsense"}} {
+	for _, bad := range [][]string{{"-services", "0"}, {"-services", "x"}, {"-rounds", "0"}, {"-only", "all"}, {"-ports", "3"}, {"-ports", "64513"},
+		{"-for", "1ms"}, {"-for", "1h"}, {"-nonsense"}} {
 		if _, err := parse(bad, &bytes.Buffer{}); err == nil {
 			t.Errorf("%q is taken", bad)
 		}

@@ -24,6 +24,7 @@ type Report struct {
 	Edge    []EdgeCell    `json:"edge,omitempty"`
 	Direct  []PacketCell  `json:"direct,omitempty"`
 	Blocks  *BlocksReport `json:"blocks,omitempty"`
+	Egress  *EgressReport `json:"egress,omitempty"`
 	Deaths  []DeathCell   `json:"deaths"`
 	Notes   []string      `json:"notes"`
 	Seconds float64       `json:"seconds"`
@@ -52,6 +53,9 @@ func (r *Report) print(w io.Writer) error {
 	}
 	if r.Blocks != nil {
 		r.Blocks.print(w)
+	}
+	if r.Egress != nil {
+		r.Egress.print(w)
 	}
 	r.printAims(w)
 	r.printLosses(w)
@@ -233,6 +237,9 @@ func (r *Report) printAims(w io.Writer) {
 			line("direct return costs no more than a packet "+against, quotient(r.directLeast(directReturn), r.directLeast(against)), 1, "times")
 		}
 	}
+	for _, a := range r.Egress.aims() {
+		fmt.Fprintf(tw, "  %s\t%s\n", a.words, a.verdict)
+	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {
 		some, most := cells[i], cells[len(cells)-1]
 		words := fmt.Sprintf("from %d to %d services flat (at most x%.2f): ", some.Services, most.Services, aimFlat)
@@ -294,6 +301,7 @@ func (r *Report) printLosses(w io.Writer) {
 		say(c.Way, c.Name, "last new connection", c.Last, weir.Last)
 		say(c.Way, c.Name, "failed requests", max(c.Failed, 0.001), weir.Failed) // none is the best there is
 	}
+	r.Egress.losses(say)
 	if len(order) == 0 {
 		return
 	}
