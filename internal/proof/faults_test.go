@@ -136,6 +136,7 @@ Figures of %s: %d cores, Linux %s. They are of that run and that machine; the re
 	b.WriteString(`
 How long a backend that died gets new connections, and what a drain, a flapping backend and a change of a Maglev
 table do, is in TestDeadBackend, TestHundredDrains, TestFlapping, TestAllDownAllUp and TestMaglevMoves beside it.
+What a weir that is killed costs steered services is in TestSteeringKilled of internal/e2e.
 WEIR_PROOF_STOP and WEIR_PROOF_FLAP make the sleep and the flapping longer.
 `)
 	return b.String()
