@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -192,7 +193,14 @@ func TestBindings(t *testing.T) {
 	endSecond() // nobody hears of it
 	third, endThird := s.talkers(t, 5)
 	s.start()
-	awaitThat(t, "ends of those that ended while no weir ran", func() bool { return all(logged(t, binding.End, path), second) })
+	// What was still on its way when conntrack was emptied makes a connection of the same
+	// addresses again, which lasts; so not all have an end.
+	var ended []bound
+	awaitThat(t, "ends of those that ended while no weir ran", func() bool {
+		lines := logged(t, binding.End, path)
+		ended = slices.DeleteFunc(slices.Clone(second), func(b bound) bool { return lines[b.key()] != 1 })
+		return len(ended) >= len(second)*3/4
+	})
 	for _, l := range readLines(t, path) {
 		if l.Event == binding.End && !l.After.IsZero() && (l.Start.IsZero() || l.After.Before(l.Start)) {
 			t.Errorf("an end that nobody heard: %s", l.String())
@@ -207,8 +215,8 @@ func TestBindings(t *testing.T) {
 		}
 		return true
 	})
-	if told, _ := s.who(t, second[0].outside.String()+"/"+second[0].proto, second[0].at); len(told.Answers) != 1 || told.Answers[0].Inside != second[0].inside.String() || told.Answers[0].EndAfter.IsZero() {
-		t.Errorf("who had %s: %+v", second[0].outside, told)
+	if told, _ := s.who(t, ended[0].outside.String()+"/"+ended[0].proto, ended[0].at); len(told.Answers) != 1 || told.Answers[0].Inside != ended[0].inside.String() || told.Answers[0].EndAfter.IsZero() {
+		t.Errorf("who had %s: %+v", ended[0].outside, told)
 	}
 	if told, _ := s.who(t, third[0].outside.String()+"/"+third[0].proto, third[0].at); len(told.Answers) != 1 || !told.Answers[0].Maybe || len(told.Gaps) == 0 {
 		t.Errorf("who had %s while no weir ran: %+v", third[0].outside, told)
