@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -235,11 +234,8 @@ func (b *bench) restoreRaw(ctx context.Context, h *lab.Host, rules string) resul
 
 // blockPath is one gateway with a list.
 type blockPath struct {
-	cell   BlockCell
-	gw     *gateway
-	frames []byte
-	costs  []float64
-	gauge
+	cell BlockCell
+	ending
 }
 
 // blocks measures blocklists.
@@ -287,7 +283,7 @@ func (b *bench) blockPaths(ctx context.Context, n *lab.Net) ([]*blockPath, error
 		if err != nil {
 			return nil, err
 		}
-		paths = append(paths, &blockPath{cell: cell, gw: gw, frames: frames})
+		paths = append(paths, &blockPath{cell, ending{gw: gw, frames: frames}})
 		_, err = gw.host.Run("nft", "-f", here)
 		return paths[len(paths)-1], err
 	}
@@ -338,19 +334,4 @@ func (b *bench) has(programs []string) bool {
 		}
 	}
 	return true
-}
-
-// measure measures a round. All packets end in the gateway.
-func (p *blockPath) measure(gen *generator) error {
-	gen.load(p.frames)
-	cost, err := p.run(p.gw, gen, math.MaxInt)
-	if err != nil {
-		return err
-	}
-	// A router says a word of its own now and then.
-	if out, err := p.gw.delivered(); err != nil || out > probe {
-		return errors.Join(err, fmt.Errorf("%d packets came out", out))
-	}
-	p.costs = append(p.costs, cost)
-	return nil
 }

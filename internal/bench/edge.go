@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -132,11 +131,8 @@ func (b *bench) restoreEdge(ctx context.Context, h *lab.Host, raw, filter string
 
 // edgePath is one gateway with its listeners.
 type edgePath struct {
-	cell   EdgeCell
-	gw     *gateway
-	frames []byte
-	costs  []float64
-	gauge
+	cell EdgeCell
+	ending
 }
 
 // edge measures the listeners of the gateway itself.
@@ -181,8 +177,8 @@ func (b *bench) edgePaths(ctx context.Context, n *lab.Net) ([]*edgePath, error) 
 		if err != nil {
 			return nil, err
 		}
-		paths = append(paths, &edgePath{cell: EdgeCell{Name: name, Listeners: listeners}, gw: gw,
-			frames: ether(outsideMAC, clientMAC, callers(max(listeners, 1)))})
+		paths = append(paths, &edgePath{EdgeCell{Name: name, Listeners: listeners},
+			ending{gw: gw, frames: ether(outsideMAC, clientMAC, callers(max(listeners, 1)))}})
 		_, err = gw.host.Run("nft", "-f", here)
 		return paths[len(paths)-1], err
 	}
@@ -217,21 +213,6 @@ func callers(listeners int) [][]byte {
 		out = append(out, lab.TCPPacket(src, dst, lab.ACK, clientSeq, 0))
 	}
 	return out
-}
-
-// measure measures a round. All packets end in the gateway, and none is refused: that would
-// be an answer, and is another path.
-func (p *edgePath) measure(gen *generator) error {
-	gen.load(p.frames)
-	cost, err := p.run(p.gw, gen, 1<<30)
-	if err != nil {
-		return err
-	}
-	if out, err := p.gw.delivered(); err != nil || out > probe {
-		return errors.Join(err, fmt.Errorf("%d packets came out", out))
-	}
-	p.costs = append(p.costs, cost)
-	return nil
 }
 
 func (r *Report) printEdge(w io.Writer) {

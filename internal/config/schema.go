@@ -18,7 +18,7 @@ import (
 
 type fileKeys struct {
 	HashSeed   uint32         `json:"hash_seed,omitempty" jsonschema:"minimum=0,maximum=4294967295,default=2003134834" jsonschema_description:"Seed of every hash: which backend a client gets with balance maglev or source depends on it. The same on every node of a group. 0 to 4294967295, also in hexadecimal (0x5eed1234). Default: 2003134834 (0x77656972)."`
-	MarkMask   uint32         `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
+	MarkMask   uint32         `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; steering needs as many as tell its backends apart. At least one bit. Default: 268369920 (0x0fff0000)."`
 	Interfaces groups         `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
 	Edge       edgeKeys       `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
 	Services   []serviceKeys  `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, steering, an edge or egress pools."`
