@@ -232,7 +232,7 @@ func (b *Batch) open(m message) int {
 	if m.op == opBegin || m.op == opEnd {
 		return b.w.msg(info.typ, flags, seq, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	}
-	return b.w.msg(info.typ, flags, seq, unix.NFPROTO_INET, 0)
+	return b.w.msg(info.typ, flags, seq, nfFamilies[m.table.Family], 0)
 }
 
 // frame runs body between the messages that begin and end a batch. A generation of 0

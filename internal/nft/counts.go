@@ -161,10 +161,10 @@ func (c *Conn) held(table TableRef, set *ruleset.Set) (n int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n = -1
-	err = c.request(msgType(unix.NFT_MSG_GETSET), 0, func(w *buf) {
+	err = c.request(msgType(unix.NFT_MSG_GETSET), 0, ofFamily(table.Family, func(w *buf) {
 		w.str(unix.NFTA_SET_TABLE, table.Name)
 		w.str(unix.NFTA_SET_NAME, set.Name)
-	}, func(_ header, body string) error {
+	}), func(_ header, body string) error {
 		if count := attr(body, setCount); count != "" {
 			n = int(be32(count))
 		}
@@ -254,7 +254,7 @@ func (c *Conn) askSome(table TableRef, set *ruleset.Set, p *ruleset.Packed, each
 		if i == p.Len()-1 {
 			flags |= unix.NLM_F_ACK
 		}
-		at := w.msg(msgType(unix.NFT_MSG_GETSETELEM), flags, first+uint32(i), unix.NFPROTO_INET, 0)
+		at := w.msg(msgType(unix.NFT_MSG_GETSETELEM), flags, first+uint32(i), nfFamilies[table.Family], 0)
 		w.str(unix.NFTA_SET_ELEM_LIST_TABLE, table.Name)
 		w.str(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 		list := w.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)

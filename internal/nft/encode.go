@@ -67,7 +67,7 @@ func (b *Batch) grow(d *ruleset.Delta) {
 
 func (e *encoder) table(td *ruleset.TableDelta) {
 	t := td.Table
-	if t.Family != ruleset.Inet {
+	if nfFamilies[t.Family] == 0 {
 		e.fail(message{table: t}, fmt.Errorf("family %q is unknown", t.Family))
 		return
 	}
@@ -269,6 +269,9 @@ func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int) {
 func (w *buf) exprs(t *ruleset.Table, rule *ruleset.Rule) error {
 	list := w.nest(unix.NFTA_RULE_EXPRESSIONS)
 	r := ruleEnc{w: w, table: t}
+	if f := t.Family.IP(); f != 0 {
+		r.nfproto = nfprotoOf(f) // the table sees no others
+	}
 	for _, s := range rule.Stmts {
 		r.stmt(s)
 	}

@@ -72,7 +72,7 @@ func (c *Conn) Read(ctx context.Context, tables []TableRef, expect *ruleset.Rule
 func (c *Conn) readAll(refs []TableRef, expect *ruleset.Ruleset) (*ruleset.Ruleset, error) {
 	rs := &ruleset.Ruleset{}
 	for _, ref := range refs {
-		if ref.Family != ruleset.Inet {
+		if nfFamilies[ref.Family] == 0 {
 			return nil, fmt.Errorf("nft: read %s: the family is unknown", ref)
 		}
 		var want *ruleset.Table
@@ -103,7 +103,7 @@ func readErr(err error, format string, args ...any) error {
 func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*ruleset.Table, error) {
 	t := &ruleset.Table{Family: ref.Family, Name: ref.Name}
 	err := c.request(msgType(unix.NFT_MSG_GETTABLE), 0,
-		func(w *buf) { w.str(unix.NFTA_TABLE_NAME, ref.Name) },
+		ofFamily(ref.Family, func(w *buf) { w.str(unix.NFTA_TABLE_NAME, ref.Name) }),
 		func(_ header, body string) error {
 			t.Dormant = be32(attr(body, unix.NFTA_TABLE_FLAGS))&unix.NFT_TABLE_F_DORMANT != 0
 			return nil
@@ -126,7 +126,7 @@ func (c *Conn) readTable(ref TableRef, want *ruleset.Table, whole bool) (*rulese
 // declarations returns the sets of a table and how many elements each has; see parseSet.
 func (c *Conn) declarations(ref TableRef) (sets []*ruleset.Set, counts []int, err error) {
 	err = c.request(msgType(unix.NFT_MSG_GETSET), unix.NLM_F_DUMP,
-		func(w *buf) { w.str(unix.NFTA_SET_TABLE, ref.Name) },
+		ofFamily(ref.Family, func(w *buf) { w.str(unix.NFTA_SET_TABLE, ref.Name) }),
 		func(_ header, body string) error {
 			if attr(body, unix.NFTA_SET_TABLE) != ref.Name+"\x00" {
 				return nil
@@ -279,7 +279,7 @@ func (c *Conn) readChains(ref TableRef, t, want *ruleset.Table) error {
 	var chains []*chainRead
 	byName := map[string]*chainRead{}
 	err := c.request(msgType(unix.NFT_MSG_GETCHAIN), unix.NLM_F_DUMP,
-		func(w *buf) { w.str(unix.NFTA_CHAIN_TABLE, ref.Name) },
+		ofFamily(ref.Family, func(w *buf) { w.str(unix.NFTA_CHAIN_TABLE, ref.Name) }),
 		func(_ header, body string) error {
 			if attr(body, unix.NFTA_CHAIN_TABLE) == ref.Name+"\x00" {
 				if r := parseChain(body); r != nil {
@@ -301,7 +301,7 @@ func (c *Conn) readChains(ref TableRef, t, want *ruleset.Table) error {
 	}
 	var v verifier
 	err = c.request(msgType(unix.NFT_MSG_GETRULE), unix.NLM_F_DUMP,
-		func(w *buf) { w.str(unix.NFTA_RULE_TABLE, ref.Name) },
+		ofFamily(ref.Family, func(w *buf) { w.str(unix.NFTA_RULE_TABLE, ref.Name) }),
 		func(_ header, body string) error {
 			if attr(body, unix.NFTA_RULE_TABLE) != ref.Name+"\x00" {
 				return nil
@@ -410,10 +410,10 @@ func (c *Conn) scanElems(ref TableRef, s *ruleset.Set, each func(*Elem)) (msgs i
 func (c *Conn) dumpBy(ask func(typ, flags uint16, build func(*buf), each func(header, string) error) error,
 	ref TableRef, s *ruleset.Set, each func(*Elem)) (msgs int, err error) {
 	err = ask(msgType(unix.NFT_MSG_GETSETELEM), unix.NLM_F_DUMP,
-		func(w *buf) {
+		ofFamily(ref.Family, func(w *buf) {
 			w.str(unix.NFTA_SET_ELEM_LIST_TABLE, ref.Name)
 			w.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
-		},
+		}),
 		func(_ header, body string) error {
 			var e Elem
 			msgs++
