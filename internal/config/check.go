@@ -28,7 +28,7 @@ func (d *decoder) finish() {
 	if d.full {
 		return
 	}
-	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there {
+	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there && !d.mirrors.there {
 		d.add(yaml.Pos{Line: 1, Column: 1}, top(""), "", "key services is missing; want a list of services, services: [] for none")
 	}
 	if !d.seeded {
@@ -40,6 +40,7 @@ func (d *decoder) finish() {
 	d.checkGroups()
 	d.resolveAssigns()
 	d.finishEdge()
+	d.finishMirrors()
 	d.checkOverlap()
 }
 

@@ -24,6 +24,7 @@ type decoder struct {
 	assigns  []assignAt
 	devices  []groupDevice
 	edges    edgeReader
+	mirrors  mirrorReader
 	services bool // the key was there
 	bad      bool // the text is no mapping, or could not be read to its end
 }
@@ -142,6 +143,8 @@ func (d *decoder) Entry(key, value yaml.Node) bool {
 		}
 	case "blocklists":
 		d.blocklists(value, w)
+	case "mirrors":
+		d.mirrorList(value, w)
 	case "allow":
 		d.allow(value, w)
 	default:

@@ -28,6 +28,7 @@ func Marshal(cfg *model.Config) []byte {
 		}
 	}
 	marshalEdge(&b, cfg.Edge)
+	marshalMirrors(&b, cfg.Mirrors)
 	marshalBlocklists(&b, cfg)
 	if len(cfg.Services) == 0 {
 		b.WriteString("services: []\n")

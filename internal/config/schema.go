@@ -21,9 +21,10 @@ type fileKeys struct {
 	MarkMask   uint32        `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; no service of this release needs them. At least one bit. Default: 268369920 (0x0fff0000)."`
 	Interfaces groups        `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
 	Edge       edgeKeys      `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
-	Services   []serviceKeys `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists or an edge."`
+	Services   []serviceKeys `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, mirrors or an edge."`
 
 	Blocklists []blocklistKeys `json:"blocklists,omitempty" jsonschema:"maxItems=64" jsonschema_description:"Lists of addresses whose packets are turned away before anything else is done with them. Default: none."`
+	Mirrors    []mirrorKeys    `json:"mirrors,omitempty" jsonschema:"maxItems=16" jsonschema_description:"Copies of packets for somebody to look at, who sits on a network of this machine. Default: none."`
 	Allow      oneOrMore       `json:"allow,omitempty" jsonschema_description:"Addresses and prefixes that are never blocked, whatever a list says. Default: none."`
 }
 
@@ -222,6 +223,8 @@ var (
 	listAllowed    = keysOf[blocklistKeys]()
 	udpAllowed     = keysOf[udpKeys]()
 	edgeAllowed    = keysOf[edgeKeys]()
+	mirrorAllowed  = keysOf[mirrorKeys]()
+	matchAllowed   = keysOf[matchKeys]()
 	openAllowed    = keysOf[openKeys]()
 )
 

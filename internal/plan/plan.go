@@ -68,6 +68,9 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	table.Sets = a.finish()
 	table.Chains = append(slices.Clip(p.base), a.chains...)
 	p.Ruleset = &ruleset.Ruleset{Tables: []*ruleset.Table{table}}
+	if len(cfg.Mirrors) > 0 {
+		p.Ruleset.Tables = append(p.Ruleset.Tables, mirrorTables(cfg, prev.ruleset())...)
+	}
 	return p
 }
 
