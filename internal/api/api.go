@@ -20,6 +20,9 @@
 //	POST /v1/blocks/remove                             {"entry": "192.0.2.7"}
 //	POST /v1/blocks/accept                             {"list": "crawlers"}: however much it changed
 //	GET  /v1/blocks/top[?n=20][&list=NAME]             the entries that packets met most
+//	GET  /v1/mirrors
+//	POST /v1/mirrors/start                             {"name": "look", "mirror": {"to": "10.9.9.9", …}}; without mirror, one that was stopped
+//	POST /v1/mirrors/stop                              {"name": "look"}
 //	GET  /v1/why?address=192.0.2.7                     what lists say of an address
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
@@ -39,6 +42,7 @@ import (
 	"weir/internal/engine"
 	"weir/internal/keep"
 	"weir/internal/lists"
+	"weir/internal/model"
 	"weir/internal/state"
 )
 
@@ -71,6 +75,11 @@ type Controller interface {
 	Top(ctx context.Context, n int, list string) (Top, error)
 	// Why returns what lists say of an address.
 	Why(ctx context.Context, a netip.Addr) (Why, error)
+	// Mirrors returns all mirrors. StartMirror starts one that was stopped, or with m one that
+	// is in no file; StopMirror stops one. What they refuse is an *Error.
+	Mirrors(ctx context.Context) ([]engine.MirrorStatus, error)
+	StartMirror(ctx context.Context, by *state.Operator, name string, m *model.Mirror) error
+	StopMirror(ctx context.Context, by *state.Operator, name string) error
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }

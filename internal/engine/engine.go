@@ -55,7 +55,7 @@ type Addresses interface {
 
 // Tables is the list of tables that are weir's; no other is ever read or touched. The first
 // is that of the services.
-var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable}
+var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable, MirrorsTable(model.IPv4), MirrorsTable(model.IPv6)}
 
 // BlocksTable holds the blocklists. It is there where something is blocked.
 var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
@@ -67,6 +67,10 @@ type Engine struct {
 	Addresses Addresses // nil: addresses are not weir's business
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
+
+	// MirrorEnds is when mirrors end that end by themselves, for the next Apply; nil: what the
+	// kernel knows of them stays, and the others begin.
+	MirrorEnds map[string]time.Time
 
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
@@ -110,7 +114,7 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	e.plan = next
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
-	return rep, errors.Join(err, e.addresses(ctx, &rep))
+	return rep, errors.Join(err, e.switches(ctx), e.addresses(ctx, &rep))
 }
 
 // Repair makes the kernel do again what it did after the last Apply, if it does not. The
@@ -129,7 +133,7 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 	if err := e.commitAs(ctx, e.plan, readAgain(e.plan), &rep); err != nil {
 		return rep, err
 	}
-	return rep, e.addresses(ctx, &rep)
+	return rep, errors.Join(e.switches(ctx), e.addresses(ctx, &rep))
 }
 
 // Plan returns the plan that was applied last, nil before the first.

@@ -12,10 +12,11 @@ import (
 type Event struct {
 	Seq     uint64    `json:"seq"` // counts up from 1 with each start of weir
 	At      time.Time `json:"time"`
-	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "host", "blocks", "error"
+	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "host", "blocks", "mirror", "error"
 	Service string    `json:"service,omitempty"`
 	Backend string    `json:"backend,omitempty"`
 	List    string    `json:"list,omitempty"`    // for "blocks": the blocklist
+	Mirror  string    `json:"mirror,omitempty"`  // what it is about, of "mirror" and "operator"
 	Finding string    `json:"finding,omitempty"` // for "host": what it is about, a host.Finding's ID
 	Subject string    `json:"subject,omitempty"` // and its Subject
 	From    string    `json:"from,omitempty"`    // for "state": the state before; for "host": the severity, or "ok"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -43,14 +44,15 @@ type Loop struct {
 	After  func(time.Duration) <-chan time.Time // the clock; nil: time.After
 	Now    func() time.Time                     // the clock; nil: time.Now
 
-	Checks  Checker            // who asks the backends; nil: nobody
-	Results *Inbox             // what they answered; nil: nothing
-	Traffic Connections        // the connection table; nil: it is left alone
-	Host    Host               // what the box provides; nil: nobody watches it
-	Lists   Lists              // blocklists; nil: none
-	Memory  Memory             // what was known before this start
-	Save    func(Memory) error // keeps what is known; nil: it is lost
-	Journal *Journal           // nil: events are lost
+	Checks  Checker              // who asks the backends; nil: nobody
+	Results *Inbox               // what they answered; nil: nothing
+	Traffic Connections          // the connection table; nil: it is left alone
+	Ways    func(netip.Addr) Way // how collectors of mirrors are reached; nil: nobody knows
+	Host    Host                 // what the box provides; nil: nobody watches it
+	Lists   Lists                // blocklists; nil: none
+	Memory  Memory               // what was known before this start
+	Save    func(Memory) error   // keeps what is known; nil: it is lost
+	Journal *Journal             // nil: events are lost
 
 	Kept  Keeper                                         // configurations that were taken; nil: none is kept
 	Parse func(name, text string) (*model.Config, error) // reads what was kept
@@ -79,6 +81,7 @@ type Loop struct {
 	retry      <-chan time.Time  // ends the pause
 	last       Outcome           // of the last step
 
+	mirror     mirrorBook
 	book       keep.Record   // what is kept of configurations
 	before     *model.Config // to go back to, while a change waits
 	unkept     bool          // the book is not on disk
@@ -186,6 +189,7 @@ func (l *Loop) prepare() {
 		l.Results = NewInbox()
 	}
 	l.roster = NewRoster(l.resumed())
+	l.mirror.known = l.Memory.Mirrors
 	l.trackers = map[Member]*health.Tracker{}
 }
 
@@ -278,7 +282,7 @@ func (l *Loop) apply(ctx context.Context) (Report, error) {
 	for _, t := range transitions {
 		l.transition(t)
 	}
-	return l.applyLists(ctx, cfg)
+	return l.applyLists(ctx, l.mirrors(cfg))
 }
 
 // foreign reports whether the commit touched no table of weir's, for certain.
@@ -324,6 +328,7 @@ func (l *Loop) tick(ctx context.Context) {
 	if l.roster.Due(l.Now()) {
 		l.pending = true
 	}
+	l.lookAtMirrors(ctx)
 	l.expire()
 	l.tellLists() // of one that cannot be read, which changes nothing
 	l.keepBook()
@@ -402,7 +407,7 @@ func (l *Loop) save() {
 	if !l.unsaved || l.Save == nil {
 		return
 	}
-	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks()}); err != nil {
+	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks(), l.mirror.known}); err != nil {
 		if !l.saveFailed { // a full disk needs no line a second
 			l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
 			l.note(Event{Kind: "error", Message: "state could not be saved: " + err.Error()})

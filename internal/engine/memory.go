@@ -24,6 +24,8 @@ type Memory struct {
 	Down  map[Member]state.Health
 
 	Blocks []lists.Block
+
+	Mirrors []*MirrorMemory
 }
 
 // memoryFile is the form in which it is kept.
@@ -32,7 +34,8 @@ type memoryFile struct {
 	Words   []keptWord `json:"words"`
 	Down    []keptDown `json:"down"`
 
-	Blocks []lists.Block `json:"blocks,omitempty"`
+	Blocks  []lists.Block   `json:"blocks,omitempty"`
+	Mirrors []*MirrorMemory `json:"mirrors,omitempty"`
 }
 
 type keptDown struct {
@@ -67,7 +70,7 @@ func LoadMemory(path string) (Memory, error) {
 	if f.Version != memoryVersion {
 		return Memory{}, fmt.Errorf("%s: version %d is not known; this weir knows %d", path, f.Version, memoryVersion)
 	}
-	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks}
+	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks, f.Mirrors}
 	for _, b := range f.Blocks {
 		if err := b.Check(); err != nil {
 			return Memory{}, fmt.Errorf("%s: %w", path, err)
@@ -100,7 +103,7 @@ func (w keptWord) check() error {
 
 // SaveMemory replaces the file at once: a full disk or a crash leaves the one before.
 func SaveMemory(path string, memory Memory) error {
-	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}, Blocks: memory.Blocks}
+	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}, Blocks: memory.Blocks, Mirrors: memory.Mirrors}
 	for m, h := range memory.Down {
 		f.Down = append(f.Down, keptDown{m.Service, m.Backend, h.Reason, h.Since})
 	}
