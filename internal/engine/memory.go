@@ -76,6 +76,11 @@ func LoadMemory(path string) (Memory, error) {
 			return Memory{}, fmt.Errorf("%s: %w", path, err)
 		}
 	}
+	for _, s := range f.Mirrors {
+		if err := s.check(); err != nil {
+			return Memory{}, fmt.Errorf("%s: %w", path, err)
+		}
+	}
 	for _, w := range f.Words {
 		if err := w.check(); err != nil {
 			return Memory{}, fmt.Errorf("%s: %s of service %s: %w", path, w.Backend, w.Service, err)
