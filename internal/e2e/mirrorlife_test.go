@@ -78,8 +78,6 @@ func TestMirrorCollectorDown(t *testing.T) {
 		await(t, "the collector is back", func() bool {
 			s.ask(t, s.Clients[0], "tcp", netip.AddrPortFrom(vip(f, 1), 7))
 			n := of(s.looks("look"), f).Neighbour
-			out, _ := s.Gateway.Run("ip", "neigh")
-			t.Log(n, out)
 			return n != "" && n != "failed" && n != "incomplete"
 		})
 	})

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"weir/internal/api"
 	"weir/internal/engine"
@@ -78,6 +79,24 @@ func (s *seen) count(match func(way) bool) (n int) {
 func to(a netip.AddrPort) func(way) bool   { return func(f way) bool { return f.to == a } }
 func from(a netip.AddrPort) func(way) bool { return func(f way) bool { return f.from == a } }
 
+// quiet waits until nothing more comes of what was sent before.
+func quiet(t *testing.T, all ...*seen) {
+	t.Helper()
+	count := func() (n int) {
+		for _, s := range all {
+			n += s.count(func(way) bool { return true })
+		}
+		return n
+	}
+	before, since := count(), time.Now()
+	await(t, "no more packets", func() bool {
+		if n := count(); n != before {
+			before, since = n, time.Now()
+		}
+		return time.Since(since) > silence
+	})
+}
+
 // mirrored returns a configuration of a service on two backends, and a mirror of it to the third
 // host.
 func (s *site) mirrored(more ...string) string {
@@ -101,6 +120,7 @@ func TestMirrorCopies(t *testing.T) {
 		s.apply(s.mirrored(match))
 		eachFamily(t, func(t *testing.T, f model.Family) {
 			target := netip.AddrPortFrom(vip(f, 1), 7)
+			quiet(t, got, real)
 			sent, back, sentCopies, backCopies := real.count(to(target)), real.count(from(target)), got.count(to(target)), got.count(from(target))
 			for range 5 {
 				s.ask(t, s.Clients[0], "tcp", target)
@@ -197,6 +217,7 @@ func TestMirrorLocal(t *testing.T) {
 		}
 		eachFamily(t, func(t *testing.T, f model.Family) {
 			target := netip.AddrPortFrom(vip(f, 1), 7)
+			quiet(t, got, real)
 			a, b, c, d := real.count(to(target)), real.count(from(target)), got.count(to(target)), got.count(from(target))
 			for range 5 {
 				s.ask(t, s.Clients[0], "tcp", target)

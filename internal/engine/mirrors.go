@@ -203,4 +203,3 @@ func (l *Loop) saidOfMirror(by *state.Operator, name, words string) {
 	l.pending, l.unsaved, l.retry = true, true, nil
 	l.save()
 }
-

@@ -26,6 +26,7 @@ const (
 	setReturned   = "returned"   // copies that came in again, by device
 	setErrors     = "errors"     // ICMP errors about copies, which went nowhere
 	setCollectors = "collectors" // their addresses
+	setSegment    = "segment"    // destinations of packets that stay on one network
 	setPorted     = "ported"     // protocols whose packets begin with two ports
 )
 
@@ -142,6 +143,7 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	}
 	t.fill(setSpec{Name: setCollectors, Key: ruleset.Types{ruleset.AddrType(f)}}, collectors)
 	t.fill(setSpec{Name: setPorted, Key: ruleset.Types{ruleset.Protocol}}, ported)
+	t.fillSpans(setSegment, ruleset.Types{ruleset.AddrType(f)}, spanElements(segmentOnly, f))
 	for _, h := range mirrorHooks {
 		t.Chains = append(t.Chains, &ruleset.Chain{Name: h.chain + "/" + string(h.hook), Rules: t.baseRules(h, mirrors),
 			Base: &ruleset.Base{Type: "filter", Hook: h.hook, Priority: h.priority}})
@@ -152,6 +154,10 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	slices.SortFunc(t.Sets, func(a, b *ruleset.Set) int { return compareNames(a.Name, b.Name) })
 	return t
 }
+
+// segmentOnly is multicast, broadcast and link-local destinations. The kernel would send a copy of
+// IPv6 multicast to the group, and loop it back to the box (ip6_finish_output2).
+var segmentOnly = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("ff00::/8"), netip.MustParsePrefix("fe80::/10")}
 
 var portedProtos = []model.Proto{model.TCP, model.UDP, model.SCTP}
 
@@ -210,6 +216,8 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 		{Comment: "no copy of a copy", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, accept}},
 		{Comment: "nor of what a collector sends", Stmts: []ruleset.Stmt{collector(ruleset.Saddr(t.f)), accept}},
 		{Comment: "or gets", Stmts: []ruleset.Stmt{collector(ruleset.Daddr(t.f)), accept}},
+		{Comment: "nor of what is for one network", Stmts: []ruleset.Stmt{
+			ruleset.InSet{Key: ruleset.Key{ruleset.Daddr(t.f)}, Set: setSegment}, accept}},
 	}
 	// What the box sends to itself passes all four points.
 	if h.hook == ruleset.Prerouting || h.hook == ruleset.Postrouting {
