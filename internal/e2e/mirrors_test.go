@@ -140,6 +140,7 @@ func TestMirrorCopies(t *testing.T) {
 		s.apply(s.mirrored("view: backend", match))
 		eachFamily(t, func(t *testing.T, f model.Family) {
 			target := netip.AddrPortFrom(vip(f, 1), 7)
+			quiet(t, got, real)
 			toBackends := func(f way) bool { return f.to.Port() == 7 && f.to.Addr() != target.Addr() }
 			fromBackends := func(f way) bool { return f.from.Port() == 7 && f.from.Addr() != target.Addr() }
 			sent, back, n, m := real.count(to(target)), real.count(from(target)), got.count(toBackends), got.count(fromBackends)
