@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -64,6 +66,7 @@ func wayTo(a netip.Addr) (w engine.Way) {
 	if err != nil {
 		return w
 	}
+	w.Dropped = droppedBy(link)
 	w.Device, w.OnLink = link.Attrs().Name, r.Gw == nil && r.Type == unix.RTN_UNICAST
 	family := netlink.FAMILY_V4
 	if a.Is6() {
@@ -81,6 +84,23 @@ func wayTo(a netip.Addr) (w engine.Way) {
 	return w
 }
 
+// droppedBy returns the packets that the queue of a device, or the device itself, dropped.
+func droppedBy(link netlink.Link) (n uint64) {
+	if st := link.Attrs().Statistics; st != nil {
+		n = st.TxDropped
+	}
+	queues, err := netlink.QdiscList(link)
+	if err != nil {
+		return n
+	}
+	for _, q := range queues {
+		if a := q.Attrs(); a.Parent == netlink.HANDLE_ROOT && a.Statistics != nil && a.Statistics.Queue != nil {
+			n += uint64(a.Statistics.Queue.Drops)
+		}
+	}
+	return n
+}
+
 // wrongCollector says why the box cannot send copies to a, "" if it can.
 func wrongCollector(a netip.Addr) string {
 	if ownAddrs()[a] {
@@ -93,20 +113,30 @@ func wrongCollector(a netip.Addr) string {
 	case !w.OnLink:
 		return "it is on no network of this machine, but behind a gateway; want an address on a network of this machine"
 	}
+	if dst, ok := gatewayOf(a); ok {
+		return "it is the gateway of " + dst + ", which would send copies on; want an address that takes no part"
+	}
+	return ""
+}
+
+// gatewayOf returns a destination to which the box sends packets by a.
+func gatewayOf(a netip.Addr) (dst string, ok bool) {
 	family := netlink.FAMILY_V4
 	if a.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
-	if err != nil {
-		return ""
+	is := func(gw net.IP) bool {
+		ip, valid := netip.AddrFromSlice(gw)
+		return valid && ip.Unmap() == a
 	}
-	for _, r := range routes {
-		if ip, ok := netip.AddrFromSlice(r.Gw); ok && ip.Unmap() == a {
-			return "it is the gateway of this machine's default route, which would send copies on; want an address that takes no part"
+	_ = netlink.RouteListFilteredIter(family, &netlink.Route{}, 0, func(r netlink.Route) bool {
+		ok = is(r.Gw) || slices.ContainsFunc(r.MultiPath, func(n *netlink.NexthopInfo) bool { return is(n.Gw) })
+		if dst = "the default route"; ok && r.Dst != nil && r.Dst.String() != "0.0.0.0/0" && r.Dst.String() != "::/0" {
+			dst = r.Dst.String()
 		}
-	}
-	return ""
+		return !ok
+	})
+	return dst, ok
 }
 
 // checkCollectors refuses a configuration with collectors, or devices of mirrors, that the box

@@ -198,7 +198,13 @@ func TestMirrorEnds(t *testing.T) {
 func TestMirrorRefused(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, 3)
+	check(t, s.Gateway.Route(netip.MustParsePrefix("198.18.7.0/24"), s.Backends[1].V4, lab.InsideDev))
+	check(t, s.Gateway.Route(netip.MustParsePrefix("2001:db8:77::/48"), s.Backends[1].V6, lab.InsideDev))
 	for _, bad := range []struct{ mirror, want string }{
+		{"{name: a, to: 198.18.7.9}", ":2:25: mirrors[0].to: 198.18.7.9 cannot be the collector: it is on no network of this machine, but behind a gateway; want an address on a network of this machine"},
+		{`{name: a, to: "2001:db8:77::9"}`, ":2:25: mirrors[0].to: 2001:db8:77::9 cannot be the collector: it is on no network of this machine, but behind a gateway"},
+		{"{name: a, to: " + s.Backends[1].V4.String() + "}", "it is the gateway of 198.18.7.0/24"},
+		{"{name: a, to: \"" + s.Backends[1].V6.String() + "\"}", "it is the gateway of 2001:db8:77::/48"},
 		{"{name: a, to: 192.0.2.9}", ":2:25: mirrors[0].to: 192.0.2.9 cannot be the collector: no route"},
 		{"{name: a, to: " + s.Inside4.String() + "}", "it is an address of this machine"},
 		{"{name: a, to: " + s.Backends[2].V4.String() + ", match: {in: eth9}}", `:2:47: mirrors[0].match.in: this machine has no device "eth9"`},

@@ -198,7 +198,7 @@ func (l *Loop) prepare() {
 		l.Results = NewInbox()
 	}
 	l.roster = NewRoster(l.resumed())
-	l.mirror.known = l.Memory.Mirrors
+	l.mirror = newMirrorBook(l.Memory.Mirrors)
 	l.trackers = map[Member]*health.Tracker{}
 	if l.Lists != nil {
 		l.fencer = newFencer(l.Lists, l.Engine.Fence(), l.After)

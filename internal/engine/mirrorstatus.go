@@ -40,6 +40,9 @@ type MirrorCollector struct {
 	Failed MirrorFailed `json:"failed"`
 	// Returned is copies of this family, of all mirrors, that came in again, and were dropped.
 	Returned uint64 `json:"returned"`
+	// QueueDropped is packets that the queue of the device dropped since weir looks at it, whoever
+	// sent them: copies that a slow link has no room for are among them.
+	QueueDropped uint64 `json:"queue_dropped"`
 }
 
 // MirrorFailed is copies that did not arrive, by why.
@@ -56,7 +59,7 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		MirrorMemory
 	}
 	var items []item
-	lost := map[netip.Addr]uint64{}
+	lost, queues := map[netip.Addr]uint64{}, map[string]uint64{}
 	now := time.Time{}
 	err := l.Do(ctx, func() {
 		now = l.Now()
@@ -67,6 +70,9 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		}
 		for a, n := range l.mirror.lost {
 			lost[a] = n
+		}
+		for dev, q := range l.mirror.queues {
+			queues[dev] = q.total
 		}
 	})
 	if err != nil {
@@ -100,7 +106,7 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 			w := l.way(a)
 			made := c.mirrored[plan.MirrorKey(m.Name, plan.CopiesMade)]
 			mc := MirrorCollector{Collector: a, Device: w.Device, Neighbour: w.Neighbour, Made: made.Packets, Bytes: made.Bytes,
-				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned}
+				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned, QueueDropped: queues[w.Device]}
 			all := uint64(0)
 			for _, o := range items {
 				if o.Collector(f) == a {
