@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -21,7 +22,7 @@ func TestMirrorLimit(t *testing.T) {
 	servers := s.serve("udp", s.Backends[:2], 7)
 	got := copies(t, s.Backends[2], lab.HostDev, true)
 	s.write(s.mirrored("limit: 500/hour", "match: {protocol: udp, direction: requests, port: 7}"))
-	s.start()
+	s.start("--metrics", "127.0.0.1:9545")
 	eachFamily(t, func(t *testing.T, f model.Family) {
 		target := netip.AddrPortFrom(vip(f, 1), 7)
 		served := servers[0].Requests() + servers[1].Requests()
@@ -33,6 +34,18 @@ func TestMirrorLimit(t *testing.T) {
 			t.Errorf("%+v, want 50 copies and 350 over the limit", c)
 		}
 		await(t, "copies", func() bool { return got.count(to(target)) == int(c.Made) })
+		labels := fmt.Sprintf(`{collector="%s",mirror="look"}`, c.Collector)
+		text := s.scrape("http://127.0.0.1:9545/metrics")
+		for _, want := range []string{
+			fmt.Sprintf("weir_mirror_copies_total%s %d\n", labels, c.Made),
+			fmt.Sprintf("weir_mirror_bytes_total%s %d\n", labels, c.Bytes),
+			fmt.Sprintf("weir_mirror_over_limit_packets_total%s %d\n", labels, c.OverLimit),
+			"weir_mirror_running{mirror=\"look\"} 1\n", "weir_up 1\n",
+		} {
+			if !strings.Contains(text, want) {
+				t.Errorf("no %q in\n%s", want, text)
+			}
+		}
 	})
 }
 

@@ -89,6 +89,7 @@ type Loop struct {
 	pooled // egress pools
 
 	mirror     mirrorBook
+	unsent     unsent        // of mirrors
 	book       keep.Record   // what is kept of configurations
 	before     *model.Config // to go back to, while a change waits
 	unkept     bool          // the book is not on disk

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"sync"
 	"time"
 
 	"weir/internal/model"
@@ -78,6 +79,11 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 	if err != nil {
 		return nil, err
 	}
+	if len(items) == 0 {
+		return []MirrorStatus{}, nil
+	}
+	l.unsent.mu.Lock()
+	defer l.unsent.mu.Unlock()
 	counts := map[model.Family]mirrorCounts{}
 	for _, f := range bothFamilies {
 		if counts[f], err = readMirrorCounts(ctx, k, f); err != nil {
@@ -114,14 +120,35 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 				}
 			}
 			mc.Failed = MirrorFailed{NoNeighbour: lost[a], TooBig: c.tooBig}
-			if sent := c.sent[a]; all > sent {
-				mc.Failed.NoRoute = all - sent
-			}
+			mc.Failed.NoRoute = l.unsent.of(a, all, c.sent[a])
 			st.Families = append(st.Families, mc)
 		}
 		out = append(out, st)
 	}
 	return out, nil
+}
+
+// unsent is how many copies to each collector found no route. What is on its way between two
+// looks makes the difference of counters too small for a moment; what is told never gets smaller.
+type unsent struct {
+	mu    sync.Mutex // held from the look at the counters on
+	made  map[netip.Addr]uint64
+	after map[netip.Addr]uint64
+}
+
+// of returns what it is, with what was made and sent by now.
+func (u *unsent) of(a netip.Addr, made, sent uint64) uint64 {
+	if u.made == nil {
+		u.made, u.after = map[netip.Addr]uint64{}, map[netip.Addr]uint64{}
+	}
+	if made < u.made[a] { // the counters begin anew
+		u.after[a] = 0
+	}
+	u.made[a] = made
+	if made > sent {
+		u.after[a] = max(u.after[a], made-sent)
+	}
+	return u.after[a]
 }
 
 type mirrorCounts struct {
