@@ -157,6 +157,7 @@ func (l *Loop) lookAtQueue(m *model.Mirror, a netip.Addr, w Way) {
 	if w.Device == "" || !w.OnLink {
 		return
 	}
+	l.mirror.by[a] = w.Device
 	q := l.mirror.queues[w.Device]
 	if q == nil {
 		q = &queueDrops{last: w.Dropped}

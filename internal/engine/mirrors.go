@@ -70,11 +70,12 @@ type mirrorBook struct {
 	sent     map[netip.Addr]uint64              // at the last look
 	lostSaid map[netip.Addr]string              // why copies go nowhere, as it was told
 	queues   map[string]*queueDrops             // by device
+	by       map[netip.Addr]string              // the device by which a collector was reached last
 }
 
 func newMirrorBook(known []*MirrorMemory) mirrorBook {
 	return mirrorBook{known: known, strayed: map[string]time.Time{}, lost: map[netip.Addr]uint64{}, sent: map[netip.Addr]uint64{},
-		lostSaid: map[netip.Addr]string{}, queues: map[string]*queueDrops{}}
+		lostSaid: map[netip.Addr]string{}, queues: map[string]*queueDrops{}, by: map[netip.Addr]string{}}
 }
 
 func (b *mirrorBook) find(name string) *MirrorMemory {

@@ -60,7 +60,7 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		MirrorMemory
 	}
 	var items []item
-	lost, queues := map[netip.Addr]uint64{}, map[string]uint64{}
+	lost, queues := map[netip.Addr]uint64{}, map[netip.Addr]uint64{}
 	now := time.Time{}
 	err := l.Do(ctx, func() {
 		now = l.Now()
@@ -72,8 +72,8 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		for a, n := range l.mirror.lost {
 			lost[a] = n
 		}
-		for dev, q := range l.mirror.queues {
-			queues[dev] = q.total
+		for a, dev := range l.mirror.by {
+			queues[a] = l.mirror.queues[dev].total
 		}
 	})
 	if err != nil {
@@ -110,9 +110,12 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		for _, f := range m.Families() {
 			a, c := m.Collector(f), counts[f]
 			w := l.way(a)
+			if !w.OnLink {
+				w = Way{} // a gateway's would say nothing of the collector
+			}
 			made := c.mirrored[plan.MirrorKey(m.Name, plan.CopiesMade)]
 			mc := MirrorCollector{Collector: a, Device: w.Device, Neighbour: w.Neighbour, Made: made.Packets, Bytes: made.Bytes,
-				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned, QueueDropped: queues[w.Device]}
+				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned, QueueDropped: queues[a]}
 			all := uint64(0)
 			for _, o := range items {
 				if o.Collector(f) == a {
