@@ -18,6 +18,8 @@ const MirrorsTableName = "weir-mirrors"
 const (
 	chainCopiesIn  = "copies-in"  // copies that come in, and what is said of copies
 	chainCopiesOut = "copies-out" // copies on their way out
+	chainEarlyOut  = "early-out"  // of the table of services: packets of the box's own without conntrack
+	chainLocalOut  = "local-out"  // and of the others
 	chainEarly     = "early"      // packets before any translation
 	chainLate      = "late"       // and after all of it
 
@@ -381,4 +383,19 @@ func (p *Plan) ruleset() *ruleset.Ruleset {
 		return nil
 	}
 	return p.Ruleset
+}
+
+// leaveOutCopies keeps copies from being counted as packets of the box's own services: they pass
+// output too, and are of no connection by which others are told apart.
+func leaveOutCopies(chains []*ruleset.Chain) {
+	for _, c := range chains {
+		if c.Name != chainLocalOut && c.Name != chainEarlyOut {
+			continue
+		}
+		var rules []ruleset.Rule
+		for _, f := range families {
+			rules = append(rules, ruleset.Rule{Comment: "a copy", Stmts: []ruleset.Stmt{ruleset.IsFamily(f), ruleset.IsCopy{Family: f}, accept}})
+		}
+		c.Rules = append(rules, c.Rules...)
+	}
 }
