@@ -27,6 +27,11 @@ func (c *control) Mirrors(ctx context.Context) ([]engine.MirrorStatus, error) {
 // StartMirror implements api.Controller.
 func (c *control) StartMirror(ctx context.Context, by *state.Operator, name string, m *model.Mirror) error {
 	if m != nil {
+		for _, d := range m.Match.Devices {
+			if noDevice(d) {
+				return &api.Error{Code: http.StatusBadRequest, Message: fmt.Sprintf("this machine has no device %q", d)}
+			}
+		}
 		for _, a := range m.To {
 			if why := wrongCollector(a); why != "" {
 				return &api.Error{Code: http.StatusBadRequest, Message: fmt.Sprintf("%s cannot be the collector: %s", a, why)}
@@ -139,6 +144,12 @@ func gatewayOf(a netip.Addr) (dst string, ok bool) {
 	return dst, ok
 }
 
+// noDevice reports whether the box has no device of that name, for certain.
+func noDevice(name string) bool {
+	_, err := netlink.LinkByName(name)
+	return errors.As(err, &netlink.LinkNotFoundError{})
+}
+
 // checkCollectors refuses a configuration with collectors, or devices of mirrors, that the box
 // does not have.
 func checkCollectors(name string, cfg *model.Config) error {
@@ -151,7 +162,7 @@ func checkCollectors(name string, cfg *model.Config) error {
 			}
 		}
 		for j, d := range m.Match.Devices {
-			if _, err := netlink.LinkByName(d); errors.As(err, &netlink.LinkNotFoundError{}) && j < len(m.Match.Said) {
+			if noDevice(d) && j < len(m.Match.Said) {
 				key := map[bool]string{false: "in", true: "out"}[m.Backend]
 				bad = append(bad, &config.Error{File: name, Line: m.Match.Said[j].Line, Column: m.Match.Said[j].Column,
 					Path: fmt.Sprintf("mirrors[%d].match.%s", i, key), Found: d, Msg: fmt.Sprintf("this machine has no device %q", d)})

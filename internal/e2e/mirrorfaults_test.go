@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	bin "encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"weir/internal/engine"
 	"weir/internal/lab"
@@ -171,6 +173,56 @@ func TestMirrorDeviceGone(t *testing.T) {
 	s.awaitMirror(t, "answers again")
 	if m := s.looks("look"); m.State != "running" {
 		t.Errorf("%+v", m)
+	}
+}
+
+// TestMirrorForged: packets with the mark of copies that come in where no collector is go no
+// further and are told of, but stop no mirror; a flow label alone is no mark.
+func TestMirrorForged(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 2)
+	servers := s.serve("udp", s.Backends, 7)
+	s.box(t)
+	s.write(s.boxed())
+	s.start()
+	served := func() int { return int(servers[0].Requests() + servers[1].Requests()) }
+	packet := func(f model.Family) []byte {
+		return lab.UDPPacket(netip.AddrPortFrom(addrOf(s.Clients[0], f), s.port()), netip.AddrPortFrom(vip(f, 1), 7), []byte("?\n"))
+	}
+	forge := func(p []byte, f model.Family) []byte {
+		if f == model.IPv6 {
+			bin.BigEndian.PutUint32(p, bin.BigEndian.Uint32(p)&0xf0300000|55<<22|0x77656)
+			return p
+		}
+		p[6] |= 0x80
+		bin.BigEndian.PutUint16(p[10:], 0)
+		sum := uint32(0)
+		for i := 0; i < 20; i += 2 {
+			sum += uint32(bin.BigEndian.Uint16(p[i:]))
+		}
+		bin.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+		return p
+	}
+	time.Sleep(1200 * time.Millisecond) // one look of weir's, which it compares others with
+	eachFamily(t, func(t *testing.T, f model.Family) {
+		before, returned := served(), of(s.looks("look"), f).Returned
+		for range 3 {
+			check(t, s.Clients[0].SendIP(forge(packet(f), f)))
+		}
+		await(t, "they are counted", func() bool { return of(s.looks("look"), f).Returned-returned == 3 })
+		check(t, s.Clients[0].SendIP(packet(f)))
+		want := 1
+		if f == model.IPv6 {
+			p := packet(f)
+			bin.BigEndian.PutUint32(p, bin.BigEndian.Uint32(p)&0xfff00000|0x77656)
+			check(t, s.Clients[0].SendIP(p))
+			want = 2
+		}
+		await(t, "others arrive", func() bool { return served()-before == want })
+	})
+	s.awaitMirror(t, "by "+lab.OutsideDev+", where no collector is")
+	if m := s.looks("look"); m.State != "running" || served() != 3 {
+		t.Errorf("%d packets arrived, %+v", served(), m)
 	}
 }
 

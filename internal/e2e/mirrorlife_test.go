@@ -153,7 +153,7 @@ func TestMirrorEnds(t *testing.T) {
 	s.start()
 	box := s.Backends[2]
 	s.must("mirror", "start", "mine", "--to", box.V4.String(), "--to", box.V6.String(), "--port", "7", "--for", "6s")
-	for _, bad := range [][]string{{"--to", s.Backends[0].V4.String()}, {"--to", box.V4.String(), "--sample", "11/10"}, {"--to", s.Inside4.String()}, {"--to", "192.0.2.77"}, {"--port", "7"}} {
+	for _, bad := range [][]string{{"--to", s.Backends[0].V4.String()}, {"--to", box.V4.String(), "--sample", "11/10"}, {"--to", s.Inside4.String()}, {"--to", "192.0.2.77"}, {"--port", "7"}, {"--to", box.V4.String(), "--in", "eth9"}} {
 		if r := s.weir(append([]string{"mirror", "start", "bad"}, bad...)...); r.code != 2 {
 			t.Errorf("%v: %+v", bad, r)
 		}
