@@ -71,7 +71,7 @@ func (l *Loop) cameBack(cfg *model.Config, f model.Family, dev string, n uint64)
 	for _, m := range cfg.Mirrors {
 		if a := m.Collector(f); a.IsValid() {
 			all = append(all, m)
-			if l.way(a).Device == dev {
+			if l.wayOf(m, f).Device == dev {
 				near = append(near, m)
 			}
 		}
@@ -85,7 +85,7 @@ func (l *Loop) cameBack(cfg *model.Config, f model.Family, dev string, n uint64)
 			continue
 		}
 		s.Stopped = fmt.Sprintf("%d of its copies came in again by %s: the collector %s, or who is behind it, sends copies on; switch forwarding off there (weir tap does), then weir mirror start %s",
-			n, dev, m.Collector(f), m.Name)
+			n, dev, m.CollectorOf(f), m.Name)
 		s.At = l.Now()
 		l.Log.Warn("mirror stopped", "mirror", m.Name, "reason", s.Stopped)
 		l.note(Event{Kind: "mirror", Mirror: m.Name, Message: "stopped: " + s.Stopped})
@@ -113,10 +113,10 @@ func (l *Loop) lookAtCollectors(ctx context.Context, cfg *model.Config, f model.
 	}
 	for _, m := range cfg.Mirrors {
 		a := m.Collector(f)
-		if !a.IsValid() {
+		if !a.IsValid() || m.Off {
 			continue
 		}
-		w := l.way(a)
+		w := l.wayOf(m, f)
 		gone := w.Lost() || w.Device == "" && l.Ways != nil
 		if before, known := b.sent[a]; w.Lost() && known && sent[a] > before {
 			b.lost[a] += sent[a] - before
@@ -124,9 +124,9 @@ func (l *Loop) lookAtCollectors(ctx context.Context, cfg *model.Config, f model.
 		b.sent[a] = sent[a]
 		if gone != b.lostSaid[a] {
 			b.lostSaid[a] = gone
-			words := fmt.Sprintf("collector %s answers again", a)
+			words := fmt.Sprintf("collector %s answers again", m.CollectorOf(f))
 			if gone {
-				words = fmt.Sprintf("collector %s does not answer: copies go nowhere", a)
+				words = fmt.Sprintf("collector %s does not answer: copies go nowhere", m.CollectorOf(f))
 			}
 			l.Log.Warn(words, "mirror", m.Name)
 			l.note(Event{Kind: "mirror", Mirror: m.Name, Message: words})

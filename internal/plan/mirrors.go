@@ -141,7 +141,11 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	var collectors, ported []string
 	for _, m := range mirrors {
 		collectors = append(collectors, string(ruleset.AppendAddr(nil, m.Collector(f))))
+		if m.VXLAN.ID != 0 && model.FamilyOf(m.VXLAN.Remote) == f {
+			collectors = append(collectors, string(ruleset.AppendAddr(nil, m.VXLAN.Remote)))
+		}
 	}
+	t.tunnels(mirrors)
 	for _, p := range portedProtos {
 		ported = append(ported, string(ruleset.AppendByte(nil, uint8(p))))
 	}
@@ -208,9 +212,9 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 			{Comment: "a copy that comes in again: count it", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f},
 				ruleset.Update{Set: setReturned, Key: ruleset.Key{ruleset.IIFName}}}},
 			{Comment: "it is no packet of production", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, drop}},
-		}, t.errorRules()...)
+		}, append(t.tunnelIn(), t.errorRules()...)...)
 	case chainCopiesOut:
-		return append(t.errorRules(),
+		return append(append(t.errorRules(), t.tunnelOut()...),
 			ruleset.Rule{Comment: "a copy: count it", Stmts: []ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked},
 				collector(ruleset.NextHop(t.f)), ruleset.Update{Set: setSent, Key: ruleset.Key{ruleset.NextHop(t.f)}}}},
 			ruleset.Rule{Comment: "mark it, to be known again", Stmts: []ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked},
