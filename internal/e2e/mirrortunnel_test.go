@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -85,6 +86,18 @@ func TestMirrorTunnel(t *testing.T) {
 		if out, err := s.Gateway.Run("conntrack", "-L", "-p", "udp", "-d", end.String()); err == nil && strings.Contains(out, "dport=4789") {
 			t.Errorf("connections of the tunnel: %s", out)
 		}
+
+		// weir tap sees them as any other mirror's.
+		tap := (&tapSite{t: t, box: far}).tapOn(tunnelDev)
+		eachFamily(t, complete)
+		for _, f := range families {
+			await(t, "the copies' figures", func() bool {
+				sum := tap.totals()[netip.AddrPortFrom(vip(f, 1), 7).String()+"/tcp"]
+				return sum != nil && sum.connections == 5 && sum.answered == 5
+			})
+		}
+		check(t, tap.Signal(syscall.SIGTERM))
+		check(t, tap.Wait())
 
 		// Packets as large as the link's are copied whole. By IPv6 the kernel sends no tunnel's packets
 		// in fragments, and that is counted.
