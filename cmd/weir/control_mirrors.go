@@ -32,8 +32,8 @@ func (c *control) StartMirror(ctx context.Context, by *state.Operator, name stri
 				return &api.Error{Code: http.StatusBadRequest, Message: fmt.Sprintf("this machine has no device %q", d)}
 			}
 		}
-		for _, a := range m.To {
-			if why := wrongCollector(a); why != "" {
+		for _, a := range collectorsOf(m) {
+			if why := wrongCollector(m, a); why != "" {
 				return &api.Error{Code: http.StatusBadRequest, Message: fmt.Sprintf("%s cannot be the collector: %s", a, why)}
 			}
 		}
@@ -72,6 +72,9 @@ func wayTo(a netip.Addr) (w engine.Way) {
 		return w
 	}
 	w.Dropped = droppedBy(link)
+	if _, ok := link.(*netlink.Vxlan); ok && link.Attrs().Statistics != nil {
+		w.Errors = link.Attrs().Statistics.TxErrors + link.Attrs().Statistics.TxDropped
+	}
 	w.Device, w.OnLink = link.Attrs().Name, r.Gw == nil && r.Type == unix.RTN_UNICAST
 	family := netlink.FAMILY_V4
 	if a.Is6() {
@@ -81,8 +84,12 @@ func wayTo(a netip.Addr) (w engine.Way) {
 	if err != nil {
 		return w
 	}
+	next := a
+	if gateway, ok := netip.AddrFromSlice(r.Gw); ok {
+		next = gateway.Unmap()
+	}
 	for _, n := range neighbours {
-		if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap() == a {
+		if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap() == next {
 			w.Neighbour = neighbourWords[n.State]
 		}
 	}
@@ -106,17 +113,27 @@ func droppedBy(link netlink.Link) (n uint64) {
 	return n
 }
 
+// collectorsOf returns the addresses of a mirror's collectors, as the file has them.
+func collectorsOf(m *model.Mirror) []netip.Addr {
+	if m.VXLAN.ID != 0 {
+		return []netip.Addr{m.VXLAN.Remote}
+	}
+	return m.To
+}
+
 // wrongCollector says why the box cannot send copies to a, "" if it can.
-func wrongCollector(a netip.Addr) string {
+func wrongCollector(m *model.Mirror, a netip.Addr) string {
 	if ownAddrs()[a] {
 		return "it is an address of this machine; want the address of another"
 	}
 	w := wayTo(a)
 	switch {
+	case w.Device == "" && m.VXLAN.ID != 0:
+		return "no route of this machine leads there"
 	case w.Device == "":
 		return "no route of this machine leads there; want an address on a network of this machine"
-	case !w.OnLink:
-		return "it is on no network of this machine, but behind a gateway; want an address on a network of this machine"
+	case !w.OnLink && m.VXLAN.ID == 0:
+		return "it is on no network of this machine, but behind a gateway; want an address on a network of this machine, or vxlan"
 	}
 	if dst, ok := gatewayOf(a); ok {
 		return "it is the gateway of " + dst + ", which would send copies on; want an address that takes no part"
@@ -155,8 +172,8 @@ func noDevice(name string) bool {
 func checkCollectors(name string, cfg *model.Config) error {
 	var bad config.Errors
 	for i, m := range cfg.Mirrors {
-		for j, a := range m.To {
-			if why := wrongCollector(a); why != "" && j < len(m.Said) {
+		for j, a := range collectorsOf(m) {
+			if why := wrongCollector(m, a); why != "" && j < len(m.Said) {
 				bad = append(bad, &config.Error{File: name, Line: m.Said[j].Line, Column: m.Said[j].Column,
 					Path: fmt.Sprintf("mirrors[%d].to", i), Found: a.String(), Msg: fmt.Sprintf("%s cannot be the collector: %s", a, why)})
 			}

@@ -34,7 +34,7 @@ func TestMirrorLimit(t *testing.T) {
 			t.Errorf("%+v, want 50 copies and 350 over the limit", c)
 		}
 		await(t, "copies", func() bool { return got.count(to(target)) == int(c.Made) })
-		labels := fmt.Sprintf(`{collector="%s",mirror="look"}`, c.Collector)
+		labels := fmt.Sprintf(`{family="%s",mirror="look"}`, f)
 		text := s.scrape("http://127.0.0.1:9545/metrics")
 		for _, want := range []string{
 			fmt.Sprintf("weir_mirror_copies_total%s %d\n", labels, c.Made),

@@ -71,8 +71,7 @@ func (l *Loop) lookAtReturned(ctx context.Context, cfg *model.Config, f model.Fa
 func (l *Loop) cameBack(cfg *model.Config, f model.Family, dev string, n uint64) {
 	near := 0
 	for _, m := range cfg.Mirrors {
-		a := m.Collector(f)
-		if !a.IsValid() || l.way(a).Device != dev {
+		if !m.Collector(f).IsValid() || !l.comesBy(m, f, dev) {
 			continue
 		}
 		near++
@@ -81,7 +80,7 @@ func (l *Loop) cameBack(cfg *model.Config, f model.Family, dev string, n uint64)
 			continue
 		}
 		s.Stopped = fmt.Sprintf("%d of its copies came in again by %s: the collector %s, or who is behind it, sends copies on; switch forwarding off there (weir tap does), then weir mirror start %s",
-			n, dev, m.Collector(f), m.Name)
+			n, dev, m.CollectorOf(f), m.Name)
 		s.At = l.Now()
 		l.Log.Warn("mirror stopped", "mirror", m.Name, "reason", s.Stopped)
 		l.note(Event{Kind: "mirror", Mirror: m.Name, Message: "stopped: " + s.Stopped})
@@ -93,6 +92,12 @@ func (l *Loop) cameBack(cfg *model.Config, f model.Family, dev string, n uint64)
 		l.Log.Warn(words)
 		l.note(Event{Kind: "mirror", Message: words})
 	}
+}
+
+// comesBy reports whether dev is the device by which a mirror's collector is reached: by a tunnel,
+// its own and that which leads to the other end.
+func (l *Loop) comesBy(m *model.Mirror, f model.Family, dev string) bool {
+	return l.wayOf(m, f).Device == dev || m.VXLAN.ID != 0 && l.way(m.VXLAN.Remote).Device == dev
 }
 
 // sayAgain is how often it is said that copies come in where no collector is, or that a queue
@@ -116,26 +121,19 @@ func (l *Loop) lookAtCollectors(ctx context.Context, cfg *model.Config, f model.
 	b := &l.mirror
 	for _, m := range cfg.Mirrors {
 		a := m.Collector(f)
-		if !a.IsValid() {
+		if !a.IsValid() || m.Off {
 			continue
 		}
-		w := l.way(a)
-		l.lookAtQueue(m, a, w)
-		gone := ""
-		switch {
-		case l.Ways == nil:
-		case w.Device == "" || !w.OnLink:
-			gone = "no network of this machine leads to collector " + a.String()
-		case w.Lost():
-			gone = fmt.Sprintf("collector %s does not answer", a)
-		}
+		w := l.wayOf(m, f)
+		l.lookAtQueue(m, f)
+		gone := l.gone(m, f, w)
 		if before, known := b.sent[a]; w.Lost() && known && sent[a] > before {
 			b.lost[a] += sent[a] - before
 		}
 		b.sent[a] = sent[a]
 		if gone != b.lostSaid[a] {
 			b.lostSaid[a] = gone
-			words := fmt.Sprintf("collector %s answers again", a)
+			words := fmt.Sprintf("collector %s answers again", m.CollectorOf(f))
 			if gone != "" {
 				words = gone + ": copies go nowhere"
 			}
@@ -143,6 +141,23 @@ func (l *Loop) lookAtCollectors(ctx context.Context, cfg *model.Config, f model.
 			l.note(Event{Kind: "mirror", Mirror: m.Name, Message: words})
 		}
 	}
+}
+
+// gone says why copies do not get to the collector of m, "" if they may.
+func (l *Loop) gone(m *model.Mirror, f model.Family, w Way) string {
+	to := m.CollectorOf(f).String()
+	switch tunnel := m.VXLAN.ID != 0; {
+	case l.Ways == nil:
+	case tunnel && l.way(m.VXLAN.Remote).Device == "":
+		return "no route of this machine leads to collector " + to
+	case tunnel && w.Device != m.VXLAN.Device():
+		return "the tunnel to collector " + to + " is not there"
+	case w.Device == "" || !w.OnLink:
+		return "no network of this machine leads to collector " + to
+	case w.Lost():
+		return "collector " + to + " does not answer"
+	}
+	return ""
 }
 
 // queueDrops is what the queue of a device by which collectors are reached has dropped.
@@ -153,11 +168,12 @@ type queueDrops struct {
 }
 
 // lookAtQueue counts what the queue of a collector's device drops, and tells of it.
-func (l *Loop) lookAtQueue(m *model.Mirror, a netip.Addr, w Way) {
-	if w.Device == "" || !w.OnLink {
+func (l *Loop) lookAtQueue(m *model.Mirror, f model.Family) {
+	w := l.way(m.CollectorOf(f))
+	if w.Device == "" || !w.OnLink && m.VXLAN.ID == 0 {
 		return
 	}
-	l.mirror.by[a] = w.Device
+	l.mirror.by[m.Collector(f)] = w.Device
 	q := l.mirror.queues[w.Device]
 	if q == nil {
 		q = &queueDrops{last: w.Dropped}
@@ -170,7 +186,7 @@ func (l *Loop) lookAtQueue(m *model.Mirror, a netip.Addr, w Way) {
 	q.last, q.total = w.Dropped, q.total+n
 	if now := l.Now(); n > 0 && (q.said.IsZero() || now.Sub(q.said) >= sayAgain) {
 		q.said = now
-		words := fmt.Sprintf("the queue of %s, by which collector %s is reached, dropped %d packets: copies are lost; want a sample, a limit or a faster link", w.Device, a, n)
+		words := fmt.Sprintf("the queue of %s, by which collector %s is reached, dropped %d packets: copies are lost; want a sample, a limit or a faster link", w.Device, m.CollectorOf(f), n)
 		l.Log.Warn(words, "mirror", m.Name)
 		l.note(Event{Kind: "mirror", Mirror: m.Name, Message: words})
 	}

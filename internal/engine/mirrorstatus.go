@@ -31,7 +31,9 @@ type MirrorStatus struct {
 
 // MirrorCollector is what became of the copies of one family, in packets, since its rules came.
 type MirrorCollector struct {
+	Family    string     `json:"family"` // "ip" or "ip6"
 	Collector netip.Addr `json:"collector"`
+	VXLAN     uint32     `json:"vxlan,omitempty"`     // network identifier of the tunnel to it
 	Device    string     `json:"device,omitempty"`    // by which it is reached
 	Neighbour string     `json:"neighbour,omitempty"` // the state of its link address: "reachable", "stale", "failed", …
 	Made      uint64     `json:"made"`                // copies that were to be made: those sent and those that failed
@@ -51,6 +53,7 @@ type MirrorFailed struct {
 	NoRoute     uint64 `json:"no_route"`     // or no memory for it
 	NoNeighbour uint64 `json:"no_neighbour"` // nobody answers at the address; looked at once a second
 	TooBig      uint64 `json:"too_big"`      // for the link; of the family, at least
+	Tunnel      uint64 `json:"tunnel"`       // the tunnel could not send it, of both families, since its device came
 }
 
 // MirrorList returns all mirrors, those of the file first.
@@ -109,12 +112,12 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		}
 		for _, f := range m.Families() {
 			a, c := m.Collector(f), counts[f]
-			w := l.way(a)
+			w := l.wayOf(m, f)
 			if !w.OnLink {
-				w = Way{} // a gateway's would say nothing of the collector
+				w = Way{Errors: w.Errors} // a gateway's would say nothing of the collector
 			}
 			made := c.mirrored[plan.MirrorKey(m.Name, plan.CopiesMade)]
-			mc := MirrorCollector{Collector: a, Device: w.Device, Neighbour: w.Neighbour, Made: made.Packets, Bytes: made.Bytes,
+			mc := MirrorCollector{Family: f.String(), Collector: m.CollectorOf(f), VXLAN: m.VXLAN.ID, Device: w.Device, Neighbour: w.Neighbour, Made: made.Packets, Bytes: made.Bytes,
 				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned, QueueDropped: queues[a]}
 			all := uint64(0)
 			for _, o := range items {
@@ -122,7 +125,7 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 					all += c.mirrored[plan.MirrorKey(o.Mirror.Name, plan.CopiesMade)].Packets
 				}
 			}
-			mc.Failed = MirrorFailed{NoNeighbour: lost[a], TooBig: c.tooBig}
+			mc.Failed = MirrorFailed{NoNeighbour: lost[a], TooBig: c.tooBig, Tunnel: w.Errors}
 			mc.Failed.NoRoute = l.unsent.of(a, all, c.sent[a])
 			st.Families = append(st.Families, mc)
 		}

@@ -66,14 +66,17 @@ func (f fake) Usage(engine.View) engine.EgressStatus {
 }
 
 func (f fake) Mirrors(context.Context) ([]engine.MirrorStatus, error) {
-	a, b := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("2001:db8:9::9")
+	a, b, far := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("2001:db8:9::9"), netip.MustParseAddr("192.0.2.9")
 	failed := engine.MirrorFailed{NoRoute: 31, NoNeighbour: 32, TooBig: 33}
 	return []engine.MirrorStatus{
 		{Name: "analysis", State: "running", Families: []engine.MirrorCollector{
-			{Collector: a, Device: "eth2", Made: 100, Bytes: 4000, OverLimit: 30, Failed: failed, Returned: 34, QueueDropped: 35},
-			{Collector: b, Device: "eth2", Made: 200, Bytes: 8000, QueueDropped: 35}}},
+			{Family: "ip", Collector: a, Device: "eth2", Made: 100, Bytes: 4000, OverLimit: 30, Failed: failed, Returned: 34, QueueDropped: 35},
+			{Family: "ip6", Collector: b, Device: "eth2", Made: 200, Bytes: 8000, QueueDropped: 35}}},
+		{Name: "far", State: "running", Families: []engine.MirrorCollector{
+			{Family: "ip", Collector: far, VXLAN: 7, Device: "weir-vx7", Made: 300, Bytes: 9000, Failed: engine.MirrorFailed{Tunnel: 36}, QueueDropped: 37},
+			{Family: "ip6", Collector: far, VXLAN: 7, Device: "weir-vx7", Failed: engine.MirrorFailed{NoNeighbour: 38, Tunnel: 36}, QueueDropped: 37}}},
 		{Name: "look", State: "stopped", Reason: "by an operator", Families: []engine.MirrorCollector{
-			{Collector: a, Device: "eth2", Made: 1, Bytes: 40, Failed: failed, Returned: 34, QueueDropped: 35}}},
+			{Family: "ip", Collector: a, Device: "eth2", Made: 1, Bytes: 40, Failed: failed, Returned: 34, QueueDropped: 35}}},
 	}, nil
 }
 

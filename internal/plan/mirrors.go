@@ -152,7 +152,11 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	var collectors, ported []string
 	for _, m := range mirrors {
 		collectors = append(collectors, string(ruleset.AppendAddr(nil, m.Collector(f))))
+		if m.VXLAN.ID != 0 && model.FamilyOf(m.VXLAN.Remote) == f {
+			collectors = append(collectors, string(ruleset.AppendAddr(nil, m.VXLAN.Remote)))
+		}
 	}
+	t.tunnels(mirrors)
 	for _, p := range portedProtos {
 		ported = append(ported, string(ruleset.AppendByte(nil, uint8(p))))
 	}
@@ -219,12 +223,12 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 			{Comment: "a copy that comes in again: count it", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f},
 				ruleset.Update{Set: setReturned, Key: ruleset.Key{ruleset.IIFName}}}},
 			{Comment: "it is no packet of production", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, drop}},
-		}, t.errorRules()...)
+		}, append(t.tunnelIn(), t.errorRules()...)...)
 	case chainCopiesOut:
 		copied := func(words string, then ...ruleset.Stmt) ruleset.Rule {
 			return ruleset.Rule{Comment: words, Stmts: append([]ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked}, hasMark}, then...)}
 		}
-		return append(t.errorRules(),
+		return append(append(t.errorRules(), t.tunnelOut()...),
 			copied("a copy: count it", collector(ruleset.NextHop(t.f)), ruleset.Update{Set: setSent, Key: ruleset.Key{ruleset.NextHop(t.f)}}),
 			copied("mark it, to be known again", collector(ruleset.NextHop(t.f)), ruleset.MarkCopy{Family: t.f}, ruleset.SetMark{Mark: wholeMark}, accept),
 			copied("no way to the collector: who routes would send it where the original goes", drop))
