@@ -169,7 +169,7 @@ func (w *steerWorld) make(ctx context.Context) error {
 		{name: "one queue", kind: kindFlood, queues: 1},
 		{name: "two queues", kind: kindFlood, queues: 2},
 		{name: "one queue", kind: kindPaced, queues: 1},
-		{name: "weir run, first packets", kind: kindPaced, queues: 1, tracks: true},
+		{name: openWeir, kind: kindPaced, queues: 1, tracks: true},
 		{name: openKernel, kind: kindOpen, tracks: true},
 		{name: openWeir + ", one queue", kind: kindOpen, queues: 1, tracks: true},
 		{name: openWeir + ", two queues", kind: kindOpen, queues: 2, tracks: true},
