@@ -1,7 +1,8 @@
 // Command bench measures weir beside the programs that it replaces, in one run and in
 // turn: what it takes to load services and to change one backend (against nft -f and
 // iptables-restore, the same rules), what a packet costs behind the rules of each, what
-// the death of a backend costs the clients (against HAProxy, the same checks), and how many
+// the death of a backend costs the clients (against HAProxy, the same checks), what packets and
+// connections cost that weir itself chooses for (against the kernel's choice), and how many
 // connections a pool of addresses bears (against the kernel's own range).
 //
 // Its one idea: a figure means something only beside the others of the same run, because
@@ -66,7 +67,7 @@ type options struct {
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "edge", "direct", "blocks", "egress", "deaths"}
+var parts = []string{"apply", "packets", "edge", "direct", "steering", "blocks", "egress", "deaths"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -208,6 +209,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("direct") {
 		if rep.Direct, err = b.direct(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("steering") {
+		if rep.Steering, err = b.steering(ctx); err != nil {
 			return nil, err
 		}
 	}
