@@ -68,14 +68,15 @@ func TestWholeRun(t *testing.T) {
 		return rep
 	}
 	rep, more, lists, edge, direct, egress := part("apply"), part("packets"), part("blocks"), part("edge"), part("direct"), part("egress")
-	rep.Packets, rep.Blocks, rep.Edge, rep.Direct, rep.Egress = more.Packets, lists.Blocks, edge.Edge, direct.Direct, egress.Egress
-	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes, egress.Notes)
+	mirrors := part("mirrors")
+	rep.Packets, rep.Blocks, rep.Edge, rep.Direct, rep.Egress, rep.Mirrors = more.Packets, lists.Blocks, edge.Edge, direct.Direct, egress.Egress, mirrors.Mirrors
+	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes, egress.Notes, mirrors.Notes)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF and large transactions are for root alone, and the report says so
 		packets = 0
 		expected := func(note string) bool {
-			return strings.Contains(note, "BPF needs root") || strings.Contains(note, "send buffer")
+			return strings.Contains(note, "BPF needs root") || strings.Contains(note, "send buffer") || strings.HasPrefix(note, noTEE)
 		}
 		if !slices.ContainsFunc(rep.Notes, expected) || slices.ContainsFunc(rep.Notes, func(n string) bool { return !expected(n) }) {
 			t.Errorf("notes: %q", rep.Notes)
@@ -105,6 +106,7 @@ func TestWholeRun(t *testing.T) {
 	}
 	checkBlocks(t, rep.Blocks, packets > 0)
 	checkEgress(t, rep.Egress, packets > 0)
+	checkMirrors(t, rep.Mirrors, packets > 0, !slices.ContainsFunc(mirrors.Notes, func(n string) bool { return strings.HasPrefix(n, noTEE) }))
 	if want := 1 + 5 + 3; packets > 0 && len(rep.Edge) != want {
 		t.Errorf("%d rows of listeners, want %d", len(rep.Edge), want)
 	}
