@@ -96,8 +96,8 @@ func TestWholeRun(t *testing.T) {
 	if got := len(rep.Packets); got != packets {
 		t.Errorf("%d rows of packets, want %d", got, packets)
 	}
-	if got := len(rep.Direct); packets > 0 && got != 2+2+1 {
-		t.Errorf("%d rows of direct return, want %d", got, 2+2+1)
+	if got := len(rep.Direct); packets > 0 && got != 2*3+1 {
+		t.Errorf("%d rows of direct return, want %d", got, 2*3+1)
 	}
 	for _, c := range slices.Concat(rep.Packets, rep.Direct) {
 		if c.Problem != "" || c.New.Least <= 0 || c.Established.Least <= 0 || c.Rounds != 1 {

@@ -25,7 +25,7 @@ each family that takes what it gets for %s, then %d short HTTP requests and %d d
 and the best, which other work on the machine disturbs the least; "/none" is of the best, to no mirror.
 `, bulkTime, requestRate, len(trafficVIPs)*datagramRate, requestTime)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprint(tw, "\n\tthroughput: median\tmost\t/none\tp99 of requests: median\tleast\t/none\trequests\tfailed\tdatagrams\tlost\tcopies\trounds\t\n")
+	fmt.Fprint(tw, "\n\tthroughput: median\tmost\t/none\tp99 of requests: median\tleast\t/none\trequests\tunanswered\tdatagrams\tlost\tcopies\trounds\t\n")
 	none := r.traffic(mirrorNone)
 	for _, c := range r.Traffic {
 		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Name,
