@@ -1,5 +1,6 @@
 // Package demo is `weir demo`: a small network out of namespaces in which a real weir
-// balances real HTTP traffic while its configuration changes.
+// balances real HTTP traffic while its configuration changes, and mirrors it to a box on
+// which weir tap looks at the copies.
 package demo
 
 import (
