@@ -64,7 +64,7 @@ var may = map[string][]string{
 	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
 
 	"internal/lab":  {},
-	"internal/demo": {"internal/lab"},
+	"internal/demo": {"internal/lab", "internal/tap"},
 	"cmd/weir": {"internal/api", "internal/binding", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/egress", "internal/engine", "internal/flow",
 		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset", "internal/segment", "internal/sockets", "internal/state",

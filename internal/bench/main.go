@@ -67,7 +67,7 @@ type options struct {
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "edge", "direct", "steering", "blocks", "egress", "deaths"}
+var parts = []string{"apply", "packets", "edge", "direct", "steering", "blocks", "egress", "deaths", "mirrors"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -82,7 +82,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
 	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
-	fs.DurationVar(&o.total, "total", 12*time.Minute, "begin no further round after this time")
+	fs.DurationVar(&o.total, "total", 13*time.Minute, "begin no further round after this time")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -224,6 +224,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("egress") {
 		if rep.Egress, err = b.egress(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("mirrors") {
+		if rep.Mirrors, err = b.mirrors(ctx); err != nil {
 			return nil, err
 		}
 	}

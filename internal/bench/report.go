@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -26,6 +27,7 @@ type Report struct {
 	Steering *SteeringReport `json:"steering,omitempty"`
 	Blocks   *BlocksReport   `json:"blocks,omitempty"`
 	Egress   *EgressReport   `json:"egress,omitempty"`
+	Mirrors  *MirrorsReport  `json:"mirrors,omitempty"`
 	Deaths   []DeathCell     `json:"deaths"`
 	Notes    []string        `json:"notes"`
 	Seconds  float64         `json:"seconds"`
@@ -60,6 +62,9 @@ func (r *Report) print(w io.Writer) error {
 	}
 	if r.Egress != nil {
 		r.Egress.print(w)
+	}
+	if r.Mirrors != nil {
+		r.Mirrors.print(w)
 	}
 	r.printAims(w)
 	r.printLosses(w)
@@ -241,7 +246,7 @@ func (r *Report) printAims(w io.Writer) {
 			line("direct return costs no more than a packet "+against, quotient(r.directLeast(directReturn), r.directLeast(against)), 1, "times")
 		}
 	}
-	for _, a := range append(r.Steering.aims(), r.Egress.aims()...) {
+	for _, a := range slices.Concat(r.Steering.aims(), r.Egress.aims(), r.Mirrors.aims()) {
 		fmt.Fprintf(tw, "  %s\t%s\n", a.words, a.verdict)
 	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {
@@ -307,6 +312,7 @@ func (r *Report) printLosses(w io.Writer) {
 	}
 	r.Steering.losses(say)
 	r.Egress.losses(say)
+	r.Mirrors.losses(say)
 	if len(order) == 0 {
 		return
 	}
