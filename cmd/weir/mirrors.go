@@ -20,7 +20,8 @@ func (e *env) mirrorsCmd() *cobra.Command {
 		Short: "Show the mirrors: copies made, over the limit, failed",
 		Long: `Show the mirrors of a running weir, and of each family what became of its copies, in
 packets: those made, those left out because of the limit, and those that failed because
-there was no route (or the tunnel could not send it), nobody at the collector's address, or a copy too big for the link.`,
+there was no route (or the tunnel could not send it), nobody at the collector's address, or a copy too big for the link.
+Copies that a slow link has no room for are among what the queue of its device dropped, whoever sent that.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.showMirrors(c.Context(), follow) },
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "again each second, until interrupted")
@@ -50,15 +51,15 @@ func (e *env) showMirrors(ctx context.Context, follow bool) error {
 
 func (e *env) printMirrors(list []engine.MirrorStatus) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "MIRROR\tSTATE\tCOLLECTOR\tVIA\tNEIGHBOUR\tCOPIES\tBYTES\tOVER LIMIT\tNO ROUTE\tNO NEIGHBOUR\tTOO BIG\tCAME BACK")
+	fmt.Fprintln(w, "MIRROR\tSTATE\tCOLLECTOR\tVIA\tNEIGHBOUR\tCOPIES\tBYTES\tOVER LIMIT\tNO ROUTE\tNO NEIGHBOUR\tTOO BIG\tCAME BACK\tQUEUE DROPPED")
 	for _, m := range list {
 		state := m.State
 		if m.State == "running" && !m.Until.IsZero() {
 			state = "until " + m.Until.Local().Format(time.TimeOnly)
 		}
 		for _, f := range m.Families {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\n", m.Name, state, f.Collector, dash(f.Device), dash(f.Neighbour),
-				f.Made, bytesText(f.Bytes), f.OverLimit, f.Failed.NoRoute+f.Failed.Tunnel, f.Failed.NoNeighbour, f.Failed.TooBig, f.Returned)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%d\n", m.Name, state, f.Collector, dash(f.Device), dash(f.Neighbour),
+				f.Made, bytesText(f.Bytes), f.OverLimit, f.Failed.NoRoute+f.Failed.Tunnel, f.Failed.NoNeighbour, f.Failed.TooBig, f.Returned, f.QueueDropped)
 		}
 	}
 	if err := w.Flush(); err != nil {

@@ -163,7 +163,7 @@ func TestMirrorTunnel(t *testing.T) {
 				return c.Failed.Tunnel+c.Failed.NoRoute+c.Failed.NoNeighbour > 0
 			})
 		})
-		s.wantEvent(t, "mirror", "", fmt.Sprintf("collector %s does not answer", end))
+		s.awaitMirror(t, fmt.Sprintf("no route of this machine leads to collector %s", end))
 		s.stop()
 		if !s.hasDevice("weir-vx42") {
 			t.Error("the tunnel went with weir")

@@ -29,6 +29,7 @@ var ErrNoMirror = errors.New("no such mirror")
 type Way struct {
 	Device    string // "" where no route leads there
 	OnLink    bool   // it is on a network of the box, and no address of its own
+	Dropped   uint64 // packets that the device's queue dropped, whoever sent them, since the device came
 	Errors    uint64 // packets that the device of a tunnel could not send
 	Neighbour string // "reachable", "stale", "delay", "probe", "failed", "incomplete", …; "" for unknown
 }
@@ -65,9 +66,17 @@ func (s *MirrorMemory) check() error {
 type mirrorBook struct {
 	known    []*MirrorMemory
 	returned map[model.Family]map[string]uint64 // copies that came in again, by device; nil: not looked yet
+	strayed  map[string]time.Time               // when it was said last that copies came by a device without a collector
 	lost     map[netip.Addr]uint64              // copies that nobody's neighbour got
 	sent     map[netip.Addr]uint64              // at the last look
-	lostSaid map[netip.Addr]bool
+	lostSaid map[netip.Addr]string              // why copies go nowhere, as it was told
+	queues   map[string]*queueDrops             // by device
+	by       map[netip.Addr]string              // the device by which a collector was reached last
+}
+
+func newMirrorBook(known []*MirrorMemory) mirrorBook {
+	return mirrorBook{known: known, strayed: map[string]time.Time{}, lost: map[netip.Addr]uint64{}, sent: map[netip.Addr]uint64{},
+		lostSaid: map[netip.Addr]string{}, queues: map[string]*queueDrops{}, by: map[netip.Addr]string{}}
 }
 
 func (b *mirrorBook) find(name string) *MirrorMemory {
@@ -148,6 +157,11 @@ func (l *Loop) mirrors(cfg *model.Config) *model.Config {
 	}
 	next := *cfg
 	next.Mirrors = l.mirror.all(cfg, now)
+	for _, m := range next.Mirrors { // what queues drop is counted from now on
+		for _, f := range m.Families() {
+			l.lookAtQueue(m, f)
+		}
+	}
 	l.Engine.MirrorEnds = map[string]time.Time{}
 	for _, s := range l.mirror.known {
 		if !s.Until.IsZero() {
