@@ -174,6 +174,11 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	return t
 }
 
+// collector says that an address is one of those that get copies, or another end of a tunnel.
+func collector(field ruleset.Field) ruleset.InSet {
+	return ruleset.InSet{Key: ruleset.Key{field}, Set: setCollectors}
+}
+
 // segmentOnly is multicast, broadcast and link-local destinations. The kernel would send a copy of
 // IPv6 multicast to the group, and loop it back to the box (ip6_finish_output2).
 var segmentOnly = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("ff00::/8"), netip.MustParsePrefix("fe80::/10")}
@@ -214,9 +219,6 @@ func (t *mirrorTable) reuse(prev *ruleset.Ruleset) {
 }
 
 func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset.Rule {
-	collector := func(field ruleset.Field) ruleset.InSet {
-		return ruleset.InSet{Key: ruleset.Key{field}, Set: setCollectors}
-	}
 	switch h.chain {
 	case chainCopiesIn:
 		return append([]ruleset.Rule{
@@ -235,10 +237,6 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 	}
 	rules := []ruleset.Rule{
 		{Comment: "no copy of a copy", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, accept}},
-		{Comment: "nor of what a collector sends", Stmts: []ruleset.Stmt{collector(ruleset.Saddr(t.f)), accept}},
-		{Comment: "or gets", Stmts: []ruleset.Stmt{collector(ruleset.Daddr(t.f)), accept}},
-		{Comment: "nor of what is for one network", Stmts: []ruleset.Stmt{
-			ruleset.InSet{Key: ruleset.Key{ruleset.Daddr(t.f)}, Set: setSegment}, accept}},
 	}
 	// What the box sends to itself passes all four points.
 	if h.hook == ruleset.Prerouting || h.hook == ruleset.Postrouting {
@@ -348,7 +346,13 @@ func (t *mirrorTable) copyRules(m *model.Mirror) []ruleset.Rule {
 	count := func(what uint32) ruleset.Update {
 		return ruleset.Update{Set: setMirrored, Key: append(slices.Clip(id), ruleset.Const(what))}
 	}
-	var rules []ruleset.Rule
+	// These are asked last, for packets that would be copied: most are not.
+	rules := []ruleset.Rule{
+		{Comment: "no copy of what a collector sends", Stmts: []ruleset.Stmt{collector(ruleset.Saddr(t.f)), back}},
+		{Comment: "or gets", Stmts: []ruleset.Stmt{collector(ruleset.Daddr(t.f)), back}},
+		{Comment: "nor of what is for one network", Stmts: []ruleset.Stmt{
+			ruleset.InSet{Key: ruleset.Key{ruleset.Daddr(t.f)}, Set: setSegment}, back}},
+	}
 	if m.For > 0 {
 		rules = append(rules, ruleset.Rule{Comment: "it has ended", Stmts: []ruleset.Stmt{ruleset.NotInSet{Key: id, Set: setRunning}, back}})
 	}
