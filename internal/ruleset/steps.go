@@ -1,0 +1,184 @@
+package ruleset
+
+import "slices"
+
+// Steps is a change in one to three transactions, so that no packet meets a part of it alone.
+//
+// One transaction is not atomic for a packet that is under way. It keeps to the rules that
+// were in force when it came into its chain (nft_do_chain in net/netfilter/nf_tables_core.c),
+// but looks up the elements that are in force when it looks. So rules from before a commit
+// meet the elements from after it, where what they look for is gone, and a chain that is new
+// has no rules yet. And elements of sets of ranges come into force after everything else
+// (nft_set_commit_update in net/netfilter/nf_tables_api.c), up to milliseconds later, so that
+// new rules, and those that had others go, are in force without them.
+//
+// A table that comes or goes, is switched on, or has a set of which another of the same name
+// takes the place, changes in one transaction.
+type Steps struct {
+	// Prepare brings what nobody can reach yet: new sets with their elements, and new chains
+	// with their rules. It is empty where nothing depends on that.
+	Prepare *Delta
+	// Change is what packets notice.
+	Change *Delta
+	// Clear takes away what nobody can reach any more: sets and chains, and those elements of
+	// sets that stay which no rule looks up.
+	Clear *Delta
+}
+
+// Steps returns the steps of d.
+func (d *Delta) Steps() Steps {
+	s := Steps{&Delta{}, &Delta{}, &Delta{}}
+	for _, td := range d.Tables {
+		first, turn, last := td.steps()
+		s.Prepare.append(first)
+		s.Change.append(turn)
+		s.Clear.append(last)
+	}
+	return s
+}
+
+func (d *Delta) append(td *TableDelta) {
+	if td != nil && !td.Empty() {
+		d.Tables = append(d.Tables, td)
+	}
+}
+
+// Undo returns what takes Steps.Prepare back, where d is that.
+func (d *Delta) Undo() *Delta {
+	back := &Delta{}
+	for _, td := range d.Tables {
+		u := &TableDelta{Table: td.Table, Flush: td.AddRules, DelChains: td.AddChains, DelSets: td.AddSets, DelTimeouts: td.AddTimeouts}
+		for _, ch := range td.AddElems {
+			if ch.Set.Verdict { // a chain that an element leads to cannot go
+				u.DelElems = append(u.DelElems, ch)
+			}
+		}
+		back.Tables = append(back.Tables, u)
+	}
+	return back
+}
+
+// steps returns what of td comes first, with the change, and last.
+func (td *TableDelta) steps() (first, turn, last *TableDelta) {
+	if td.Create || td.Delete || td.Wake || td.respecs() {
+		return nil, td, nil
+	}
+	rest := *td
+	first, turn, last = &TableDelta{Table: td.Table}, &rest, &TableDelta{Table: td.Table}
+	turn.leave(last)
+	if td.dependsOnNew() {
+		turn.prepare(first)
+	}
+	return first, turn, last
+}
+
+// respecs reports whether something goes and another of the same name comes.
+func (td *TableDelta) respecs() bool {
+	return slices.ContainsFunc(td.DelSets, func(s *Set) bool {
+		return slices.ContainsFunc(td.AddSets, func(o *Set) bool { return o.Name == s.Name })
+	}) || slices.ContainsFunc(td.DelTimeouts, func(s *Timeouts) bool {
+		return slices.ContainsFunc(td.AddTimeouts, func(o *Timeouts) bool { return o.Name == s.Name })
+	})
+}
+
+// dependsOnNew reports whether what changes in the place of something else leads to what is
+// new before that is in force.
+func (td *TableDelta) dependsOnNew() bool {
+	fresh := td.newChains()
+	return slices.ContainsFunc(td.AddElems, func(ch *ElemChange) bool {
+		if slices.Contains(td.AddSets, ch.Set) {
+			return ch.Set.Range
+		}
+		return ch.Set.Verdict && ch.leadsTo(fresh)
+	})
+}
+
+// leadsTo reports whether an element leads to one of the chains.
+func (c *ElemChange) leadsTo(chains map[string]bool) bool {
+	in := func(j Jump) bool { return chains[j.Chain] }
+	if c.Packed != nil {
+		return slices.ContainsFunc(c.Packed.Jumps, in)
+	}
+	return slices.ContainsFunc(c.Elems, func(e Element) bool { return in(e.Jump) })
+}
+
+// newChains are the chains that come and that packets do not meet by themselves, by name.
+func (td *TableDelta) newChains() map[string]bool {
+	fresh := make(map[string]bool, len(td.AddChains))
+	for _, c := range td.AddChains {
+		fresh[c.Name] = c.Base == nil
+	}
+	for _, c := range td.DelChains { // it takes the place of another
+		delete(fresh, c.Name)
+	}
+	delete(fresh, td.Table.Marker) // it tells of a change that is done
+	return fresh
+}
+
+// prepare moves what nobody can reach yet to first.
+func (td *TableDelta) prepare(first *TableDelta) {
+	fresh := td.newChains()
+	first.AddTimeouts, td.AddTimeouts = td.AddTimeouts, nil
+	first.AddChains, td.AddChains = parted(td.AddChains, func(c *Chain) bool { return fresh[c.Name] })
+	first.AddRules, td.AddRules = parted(td.AddRules, func(c *Chain) bool { return fresh[c.Name] })
+	first.AddElems, td.AddElems = parted(td.AddElems, func(ch *ElemChange) bool { return slices.Contains(td.AddSets, ch.Set) })
+	first.AddSets, td.AddSets = td.AddSets, nil
+}
+
+// leave moves what nobody can reach any more to last.
+func (td *TableDelta) leave(last *TableDelta) {
+	gone := make(map[string]bool, len(td.DelChains))
+	for _, c := range td.DelChains {
+		gone[c.Name] = c.Base == nil
+	}
+	for _, c := range td.AddChains {
+		delete(gone, c.Name)
+	}
+	isGone := func(c *Chain) bool { return gone[c.Name] }
+	last.Flush, td.Flush = parted(td.Flush, isGone)
+	last.DelChains, td.DelChains = parted(td.DelChains, isGone)
+	var with []*ElemChange
+	last.DelElems, with = parted(td.DelElems, func(ch *ElemChange) bool { return slices.Contains(td.DelSets, ch.Set) })
+	last.DelSets, td.DelSets = td.DelSets, nil
+	last.DelTimeouts, td.DelTimeouts = td.DelTimeouts, nil
+	td.DelElems = nil
+	unreached := unreached(td.Table, with)
+	for _, ch := range with {
+		late, now := td.part(ch, unreached[ch.Set.Name])
+		last.delElems(ch.Set, late)
+		if late == nil {
+			td.DelElems = append(td.DelElems, ch)
+		} else {
+			td.delElems(ch.Set, now)
+		}
+	}
+}
+
+// part returns which elements of a change go last: those that nothing reaches, unless others
+// come in their place.
+func (td *TableDelta) part(ch *ElemChange, unreached func(key string) bool) (late, now []Element) {
+	if unreached == nil || ch.Packed != nil || ch.Set.Range {
+		return nil, ch.Elems
+	}
+	comes := map[string]bool{}
+	for _, add := range td.AddElems {
+		if add.Set.Name == ch.Set.Name {
+			for i := range add.Elems {
+				comes[add.Elems[i].Key] = true
+			}
+		}
+	}
+	return parted(ch.Elems, func(e Element) bool { return !comes[e.Key] && unreached(e.Key) })
+}
+
+// parted returns what is in and what is not.
+func parted[T any](list []T, in func(T) bool) (yes, no []T) {
+	for _, x := range list {
+		if in(x) {
+			yes = append(yes, x)
+		} else {
+			no = append(no, x)
+		}
+	}
+	return yes, no
+}
