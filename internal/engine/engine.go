@@ -85,6 +85,7 @@ type Engine struct {
 	// turns are those of this engine and of its fence.
 	turns turns
 	fence *Fence // it looks after the blocklists; nil: this engine does
+	left  bool   // a change may have left something in the kernel that nobody meets
 }
 
 // tables are those that the engine looks after.
@@ -104,6 +105,9 @@ type Report struct {
 	Read      time.Duration // time to read what was there; 0 if it was known
 	Plan      time.Duration
 	Commit    time.Duration
+	Left      bool // of a repair: what there was to do may be what a change of weir's own left
+
+	left error // why it left something
 }
 
 // attempts bounds how often a step starts again because somebody else committed rules
@@ -140,7 +144,7 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	}
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
-	return rep, errors.Join(err, e.addresses(ctx, &rep))
+	return rep, errors.Join(rep.left, err, e.addresses(ctx, &rep))
 }
 
 // Repair makes the kernel do again what it did after the last Apply, if it does not. The
@@ -155,11 +159,11 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 		rep.Delta = &ruleset.Delta{}
 		return rep, e.addresses(ctx, &rep)
 	}
-	e.have = nil
+	e.have, rep.Left = nil, e.left
 	if err := e.commitAs(ctx, e.plan, readAgain(e.plan.Ruleset), &rep); err != nil {
 		return rep, err
 	}
-	return rep, e.addresses(ctx, &rep)
+	return rep, errors.Join(rep.left, e.addresses(ctx, &rep))
 }
 
 // Plan returns the plan that was applied last, nil before the first.
@@ -217,23 +221,23 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 		rep.Delta = ruleset.Diff(e.have, next.Ruleset)
 		rep.Moves = next.Moves(rep.Delta)
 		if rep.Delta.Empty() {
-			e.have = next.Ruleset
+			e.have, e.left = next.Ruleset, false
 			return nil
 		}
 		start := time.Now()
-		if err := e.Kernel.CarryRules(ctx, rep.Delta); err != nil {
-			e.have = nil
-			return fmt.Errorf("read the counters of rules: %w", err)
-		}
 		if err := SettleCounts(ctx, e.Kernel, rep.Delta, next.Blocks); err != nil {
 			// Somebody may have taken sets away: without them there is nothing to read.
 			e.have = nil
 			return fmt.Errorf("read the counters of blocklists: %w", err)
 		}
-		err = e.turns.commit(ctx, e.Kernel, &e.gen, rep.Delta)
+		var changed bool
+		changed, err = e.steps(ctx, rep.Delta.Steps())
 		rep.Commit = time.Since(start)
-		if err == nil {
+		if changed {
 			e.have = next.Ruleset
+			if err != nil {
+				e.have, rep.left = nil, fmt.Errorf("the rules are in force, but what they replace could not be deleted: %w", err)
+			}
 			return nil
 		}
 		e.have = nil // whatever went wrong, look again before the next try
