@@ -10,8 +10,8 @@ import (
 )
 
 // steps commits the steps of a change in one turn, each if the generation is still that of
-// the one before. It reports whether the change is in force; what an error leaves behind then,
-// or on the way to it, is nothing that packets meet.
+// the one before. It reports whether the change is in force; then an error tells that something
+// of before is still there beside it.
 func (e *Engine) steps(ctx context.Context, s ruleset.Steps) (changed bool, err error) {
 	e.turns.mu.Lock()
 	defer e.turns.mu.Unlock()
@@ -24,8 +24,12 @@ func (e *Engine) steps(ctx context.Context, s ruleset.Steps) (changed bool, err 
 	if err := e.step(ctx, s.Change); err != nil {
 		return false, e.undo(ctx, s.Prepare, err)
 	}
-	if err := e.step(ctx, s.Clear); err != nil {
-		return true, e.clear(ctx, s.Clear, err)
+	for _, d := range []*ruleset.Delta{s.Withdraw, s.Clear} {
+		if err := e.step(ctx, d); err != nil {
+			if err = e.clear(ctx, d, err); err != nil {
+				return true, err
+			}
+		}
 	}
 	return true, nil
 }
@@ -58,13 +62,12 @@ func (e *Engine) undo(ctx context.Context, prepared *ruleset.Delta, why error) e
 	return why
 }
 
-// clear tries once more to take away what nobody reaches any more. Others may have committed
-// something meanwhile: then there is somebody to look what, since the generation is not ours.
+// clear tries once more to take away what a change leaves. Where others have committed something
+// meanwhile, the generation that is known is not the kernel's afterwards, so that is looked at.
 func (e *Engine) clear(ctx context.Context, d *ruleset.Delta, why error) error {
 	switch {
 	case errors.Is(why, nft.ErrUncertain):
-		e.left = true
-		return nil // the generation that is known is not the kernel's, so that is looked at
+		return why // another look tells
 	case errors.Is(why, nft.ErrStale):
 		_, why = e.Kernel.Apply(context.WithoutCancel(ctx), d, 0)
 	}

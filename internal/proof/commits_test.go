@@ -50,6 +50,7 @@ func floodBackend(f model.Family, i int) netip.Addr {
 // floodPairs are configurations between which weir goes to and fro. Whatever is in force, a
 // packet to the listener is one for some backend.
 func floodPairs() map[string][2]*model.Config {
+	f := floodService
 	pair := func(a, b *model.Service) [2]*model.Config { return [2]*model.Config{newConfig(a), newConfig(b)} }
 	kept := func(s *model.Service) *model.Service {
 		for i := range s.Backends {
@@ -63,13 +64,23 @@ func floodPairs() map[string][2]*model.Config {
 		}
 		return s
 	}
+	beside := func(a, b *model.Service) [2]*model.Config {
+		other := f("other", model.RoundRobin, 50, 2)
+		for i := range other.Listen {
+			other.Listen[i].Ports = model.PortRange{Lo: uint16(1000 * (i + 1)), Hi: uint16(1000*(i+1) + 5)}
+		}
+		single := f("single", model.RoundRobin, 60, 2)
+		for i := range single.Listen {
+			single.Listen[i].Ports = model.Port(7)
+		}
+		return [2]*model.Config{newConfig(a, other, single), newConfig(b, other, single)}
+	}
 	limited := func(s *model.Service) *model.Service {
 		for i := range s.Backends {
 			s.Backends[i].MaxConnections = 1 << 20
 		}
 		return s
 	}
-	f := floodService
 	return map[string][2]*model.Config{
 		"fewer backends":     pair(f("web", model.RoundRobin, 0, 16), f("web", model.RoundRobin, 0, 3)),
 		"fewer, at random":   pair(f("web", model.Random, 0, 16), f("web", model.Random, 0, 3)),

@@ -103,3 +103,47 @@ func lookupsIn(e Expr, each func(string, Key)) {
 		}
 	}
 }
+
+// elemIn is an element of a set.
+type elemIn struct {
+	set string
+	id  elemKey
+}
+
+// movedTo returns which elements of del others come for in another set with keys of the same
+// types: the same elements, ranges that they are in, or single keys in their ranges.
+func movedTo(add, del []*ElemChange) map[elemIn]bool {
+	moved := map[elemIn]bool{}
+	for _, d := range del {
+		for _, a := range add {
+			if d.Packed != nil || a.Packed != nil || d.Set.Name == a.Set.Name || string(typeBytes(d.Set.Key)) != string(typeBytes(a.Set.Key)) {
+				continue
+			}
+			came := map[elemKey]bool{}
+			for i := range a.Elems {
+				came[a.Elems[i].id()] = true
+			}
+			into, outOf := indexOf(a), indexOf(d)
+			for i := range d.Elems {
+				e := &d.Elems[i]
+				if came[e.id()] || a.Set.Range && e.KeyEnd == "" && into.lookup(e.Key) != nil {
+					moved[elemIn{d.Set.Name, e.id()}] = true
+				}
+			}
+			for i := range a.Elems {
+				if e := &a.Elems[i]; d.Set.Range && e.KeyEnd == "" {
+					if was := outOf.lookup(e.Key); was != nil {
+						moved[elemIn{d.Set.Name, was.id()}] = true
+					}
+				}
+			}
+		}
+	}
+	return moved
+}
+
+func indexOf(ch *ElemChange) *setIndex {
+	s := *ch.Set
+	s.Parts, s.Packed = []*Part{{Elems: ch.Elems}}, nil
+	return &setIndex{set: &s}
+}

@@ -2,7 +2,7 @@ package ruleset
 
 import "slices"
 
-// Steps is a change in one to three transactions, so that no packet meets a part of it alone.
+// Steps is a change in one to four transactions, so that no packet meets a part of it alone.
 //
 // One transaction is not atomic for a packet that is under way. It keeps to the rules that
 // were in force when it came into its chain (nft_do_chain in net/netfilter/nf_tables_core.c),
@@ -20,6 +20,9 @@ type Steps struct {
 	Prepare *Delta
 	// Change is what packets notice.
 	Change *Delta
+	// Withdraw takes elements away for which others come in another set, as when a listener's
+	// port becomes a range of ports: until then packets may meet the one or the other.
+	Withdraw *Delta
 	// Clear takes away what nobody can reach any more: sets and chains, and those elements of
 	// sets that stay which no rule looks up.
 	Clear *Delta
@@ -27,18 +30,28 @@ type Steps struct {
 
 // Steps returns the steps of d.
 func (d *Delta) Steps() Steps {
-	s := Steps{&Delta{}, &Delta{}, &Delta{}}
+	s := Steps{&Delta{}, &Delta{}, &Delta{}, &Delta{}}
 	for _, td := range d.Tables {
-		first, turn, last := td.steps()
+		if td.Create || td.Delete || td.Wake || td.respecs() {
+			s.Change.append(td)
+			continue
+		}
+		rest := *td
+		first, then, last := &TableDelta{Table: td.Table}, &TableDelta{Table: td.Table}, &TableDelta{Table: td.Table}
+		rest.leave(then, last)
+		if td.dependsOnNew() {
+			rest.prepare(first)
+		}
 		s.Prepare.append(first)
-		s.Change.append(turn)
+		s.Change.append(&rest)
+		s.Withdraw.append(then)
 		s.Clear.append(last)
 	}
 	return s
 }
 
 func (d *Delta) append(td *TableDelta) {
-	if td != nil && !td.Empty() {
+	if !td.Empty() {
 		d.Tables = append(d.Tables, td)
 	}
 }
@@ -56,20 +69,6 @@ func (d *Delta) Undo() *Delta {
 		back.Tables = append(back.Tables, u)
 	}
 	return back
-}
-
-// steps returns what of td comes first, with the change, and last.
-func (td *TableDelta) steps() (first, turn, last *TableDelta) {
-	if td.Create || td.Delete || td.Wake || td.respecs() {
-		return nil, td, nil
-	}
-	rest := *td
-	first, turn, last = &TableDelta{Table: td.Table}, &rest, &TableDelta{Table: td.Table}
-	turn.leave(last)
-	if td.dependsOnNew() {
-		turn.prepare(first)
-	}
-	return first, turn, last
 }
 
 // respecs reports whether something goes and another of the same name comes.
@@ -125,8 +124,8 @@ func (td *TableDelta) prepare(first *TableDelta) {
 	first.AddSets, td.AddSets = td.AddSets, nil
 }
 
-// leave moves what nobody can reach any more to last.
-func (td *TableDelta) leave(last *TableDelta) {
+// leave moves what nobody can reach any more to last, and to then what others come for.
+func (td *TableDelta) leave(then, last *TableDelta) {
 	gone := make(map[string]bool, len(td.DelChains))
 	for _, c := range td.DelChains {
 		gone[c.Name] = c.Base == nil
@@ -143,32 +142,33 @@ func (td *TableDelta) leave(last *TableDelta) {
 	last.DelTimeouts, td.DelTimeouts = td.DelTimeouts, nil
 	td.DelElems = nil
 	unreached := unreached(td.Table, with)
+	moved := movedTo(td.AddElems, with)
 	for _, ch := range with {
-		late, now := td.part(ch, unreached[ch.Set.Name])
-		last.delElems(ch.Set, late)
-		if late == nil {
+		if ch.Packed != nil {
 			td.DelElems = append(td.DelElems, ch)
-		} else {
-			td.delElems(ch.Set, now)
+			continue
 		}
+		comes := td.comesTo(ch.Set)
+		none := unreached[ch.Set.Name]
+		late, rest := parted(ch.Elems, func(e Element) bool { return none != nil && !comes[e.Key] && none(e.Key) })
+		later, now := parted(rest, func(e Element) bool { return !comes[e.Key] && moved[elemIn{ch.Set.Name, e.id()}] })
+		last.delElems(ch.Set, late)
+		then.delElems(ch.Set, later)
+		td.delElems(ch.Set, now)
 	}
 }
 
-// part returns which elements of a change go last: those that nothing reaches, unless others
-// come in their place.
-func (td *TableDelta) part(ch *ElemChange, unreached func(key string) bool) (late, now []Element) {
-	if unreached == nil || ch.Packed != nil || ch.Set.Range {
-		return nil, ch.Elems
-	}
+// comesTo returns the keys of elements that come to a set.
+func (td *TableDelta) comesTo(s *Set) map[string]bool {
 	comes := map[string]bool{}
 	for _, add := range td.AddElems {
-		if add.Set.Name == ch.Set.Name {
+		if add.Set.Name == s.Name {
 			for i := range add.Elems {
 				comes[add.Elems[i].Key] = true
 			}
 		}
 	}
-	return parted(ch.Elems, func(e Element) bool { return !comes[e.Key] && unreached(e.Key) })
+	return comes
 }
 
 // parted returns what is in and what is not.
