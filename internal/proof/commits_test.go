@@ -90,6 +90,7 @@ func floodPairs() map[string][2]*model.Config {
 		"another name":       pair(f("web", model.RoundRobin, 0, 8), f("shop", model.RoundRobin, 100, 8)),
 		"a range":            pair(ranged(f("web", model.RoundRobin, 0, 8), 50, 60), f("web", model.RoundRobin, 0, 8)),
 		"another range":      pair(ranged(f("web", model.RoundRobin, 0, 8), 50, 60), ranged(f("shop", model.RoundRobin, 100, 8), 53, 54)),
+		"a range beside":     beside(ranged(f("web", model.RoundRobin, 0, 8), 50, 60), f("shop", model.RoundRobin, 100, 8)),
 		"limits":             pair(limited(f("web", model.RoundRobin, 0, 8)), f("web", model.RoundRobin, 0, 8)),
 		"other limited ones": pair(limited(f("web", model.RoundRobin, 0, 8)), limited(f("web", model.RoundRobin, 100, 4))),
 	}
