@@ -218,35 +218,44 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 			e.turns.set(&e.gen, gen)
 			rep.Read += time.Since(start)
 		}
-		rep.Delta = ruleset.Diff(e.have, next.Ruleset)
-		rep.Moves = next.Moves(rep.Delta)
-		if rep.Delta.Empty() {
-			e.have, e.left = next.Ruleset, false
+		d := ruleset.Diff(e.have, next.Ruleset)
+		if rep.left == nil { // else it is what was left that is to go
+			rep.Delta, rep.Moves = d, next.Moves(d)
+		}
+		if d.Empty() {
+			e.have, e.left, rep.left = next.Ruleset, false, nil
 			return nil
 		}
 		start := time.Now()
-		if err := SettleCounts(ctx, e.Kernel, rep.Delta, next.Blocks); err != nil {
+		if err := SettleCounts(ctx, e.Kernel, d, next.Blocks); err != nil {
 			// Somebody may have taken sets away: without them there is nothing to read.
 			e.have = nil
 			return fmt.Errorf("read the counters of blocklists: %w", err)
 		}
 		var changed bool
-		changed, err = e.steps(ctx, rep.Delta.Steps())
+		changed, err = e.steps(ctx, d.Steps())
 		rep.Commit = time.Since(start)
-		if changed {
-			e.have = next.Ruleset
-			if err != nil {
-				e.have, rep.left = nil, fmt.Errorf("the rules are in force, but what they replace could not be deleted: %w", err)
-			}
+		if err == nil {
+			e.have, rep.left = next.Ruleset, nil
 			return nil
 		}
 		e.have = nil // whatever went wrong, look again before the next try
-		if !errors.Is(err, nft.ErrStale) && !errors.Is(err, nft.ErrUncertain) {
+		if changed {
+			rep.left = fmt.Errorf("the rules are in force, but not all that they replace is gone: %w", err)
+		}
+		again := errors.Is(err, nft.ErrStale) || errors.Is(err, nft.ErrUncertain)
+		switch {
+		case again && ctx.Err() == nil:
+		case rep.left != nil:
+			return nil
+		case again:
+			return ctx.Err()
+		default:
 			return fmt.Errorf("commit the rules: %w", err)
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	}
+	if rep.left != nil {
+		return nil
 	}
 	return fmt.Errorf("commit the rules: others changed theirs %d times meanwhile: %w", attempts, err)
 }

@@ -26,9 +26,8 @@ func (e *Engine) steps(ctx context.Context, s ruleset.Steps) (changed bool, err 
 	}
 	for _, d := range []*ruleset.Delta{s.Withdraw, s.Clear} {
 		if err := e.step(ctx, d); err != nil {
-			if err = e.clear(ctx, d, err); err != nil {
-				return true, err
-			}
+			e.left = true
+			return true, err
 		}
 	}
 	return true, nil
@@ -59,18 +58,5 @@ func (e *Engine) undo(ctx context.Context, prepared *ruleset.Delta, why error) e
 		e.left = true
 		return fmt.Errorf("%w (what was prepared for it could not be taken back, and does no harm: %w)", why, err)
 	}
-	return why
-}
-
-// clear tries once more to take away what a change leaves. Where others have committed something
-// meanwhile, the generation that is known is not the kernel's afterwards, so that is looked at.
-func (e *Engine) clear(ctx context.Context, d *ruleset.Delta, why error) error {
-	switch {
-	case errors.Is(why, nft.ErrUncertain):
-		return why // another look tells
-	case errors.Is(why, nft.ErrStale):
-		_, why = e.Kernel.Apply(context.WithoutCancel(ctx), d, 0)
-	}
-	e.left = e.left || why != nil
 	return why
 }
