@@ -111,35 +111,71 @@ type elemIn struct {
 }
 
 // movedTo returns which elements of del others come for in another set with keys of the same
-// types: the same elements, ranges that they are in, or single keys in their ranges.
+// types: the same elements, ranges that they are in, or single keys in their ranges. Numbers
+// mean something in their own set alone.
 func movedTo(add, del []*ElemChange) map[elemIn]bool {
+	came, went := byTypes(add), byTypes(del)
 	moved := map[elemIn]bool{}
-	for _, d := range del {
-		for _, a := range add {
-			if d.Packed != nil || a.Packed != nil || d.Set.Name == a.Set.Name || string(typeBytes(d.Set.Key)) != string(typeBytes(a.Set.Key)) {
-				continue
-			}
-			came := map[elemKey]bool{}
+	for types, dels := range went {
+		adds := came[types]
+		in := map[elemKey]string{} // the set, "" for several
+		for _, a := range adds {
 			for i := range a.Elems {
-				came[a.Elems[i].id()] = true
-			}
-			into, outOf := indexOf(a), indexOf(d)
-			for i := range d.Elems {
-				e := &d.Elems[i]
-				if came[e.id()] || a.Set.Range && e.KeyEnd == "" && into.lookup(e.Key) != nil {
-					moved[elemIn{d.Set.Name, e.id()}] = true
+				if set, more := in[a.Elems[i].id()]; more && set != a.Set.Name {
+					in[a.Elems[i].id()] = ""
+				} else {
+					in[a.Elems[i].id()] = a.Set.Name
 				}
 			}
-			for i := range a.Elems {
-				if e := &a.Elems[i]; d.Set.Range && e.KeyEnd == "" {
-					if was := outOf.lookup(e.Key); was != nil {
-						moved[elemIn{d.Set.Name, was.id()}] = true
-					}
+		}
+		for _, d := range dels {
+			for i := range d.Elems {
+				if set, ok := in[d.Elems[i].id()]; ok && set != d.Set.Name {
+					moved[elemIn{d.Set.Name, d.Elems[i].id()}] = true
+				}
+			}
+		}
+		within(dels, adds, func(d *ElemChange, single *Element, _ *ElemChange, _ *Element) {
+			moved[elemIn{d.Set.Name, single.id()}] = true
+		})
+		within(adds, dels, func(_ *ElemChange, _ *Element, d *ElemChange, wide *Element) {
+			moved[elemIn{d.Set.Name, wide.id()}] = true
+		})
+	}
+	return moved
+}
+
+// byTypes sorts changes by the types of their keys, without those whose keys begin with a number.
+func byTypes(list []*ElemChange) map[string][]*ElemChange {
+	out := map[string][]*ElemChange{}
+	for _, ch := range list {
+		if ch.Packed == nil && len(ch.Set.Key) > 0 && ch.Set.Key[0] != Integer {
+			types := string(typeBytes(ch.Set.Key))
+			out[types] = append(out[types], ch)
+		}
+	}
+	return out
+}
+
+// within calls each for single keys of a that are in a range of another set of b.
+func within(a, b []*ElemChange, each func(a *ElemChange, single *Element, b *ElemChange, wide *Element)) {
+	for _, y := range b {
+		if !y.Set.Range {
+			continue
+		}
+		index := indexOf(y)
+		for _, x := range a {
+			for i := range x.Elems {
+				e := &x.Elems[i]
+				if x.Set.Name == y.Set.Name || e.KeyEnd != "" {
+					continue
+				}
+				if wide := index.lookup(e.Key); wide != nil {
+					each(x, e, y, wide)
 				}
 			}
 		}
 	}
-	return moved
 }
 
 func indexOf(ch *ElemChange) *setIndex {

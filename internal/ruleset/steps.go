@@ -141,31 +141,48 @@ func (td *TableDelta) leave(then, last *TableDelta) {
 	last.DelSets, td.DelSets = td.DelSets, nil
 	last.DelTimeouts, td.DelTimeouts = td.DelTimeouts, nil
 	td.DelElems = nil
-	unreached := unreached(td.Table, with)
-	moved := movedTo(td.AddElems, with)
+	// What others come for under the same key goes with the change.
+	free := make([]*ElemChange, 0, len(with))
+	comes := td.comesTo(with)
 	for _, ch := range with {
 		if ch.Packed != nil {
 			td.DelElems = append(td.DelElems, ch)
 			continue
 		}
-		comes := td.comesTo(ch.Set)
+		now, rest := parted(ch.Elems, func(e Element) bool { return comes[elemIn{ch.Set.Name, elemKey{key: e.Key}}] })
+		td.delElems(ch.Set, now)
+		if len(rest) > 0 {
+			free = append(free, &ElemChange{Set: ch.Set, Elems: rest})
+		}
+	}
+	if len(free) == 0 {
+		return
+	}
+	unreached := unreached(td.Table, free)
+	moved := movedTo(td.AddElems, free)
+	for _, ch := range free {
 		none := unreached[ch.Set.Name]
-		late, rest := parted(ch.Elems, func(e Element) bool { return none != nil && !comes[e.Key] && none(e.Key) })
-		later, now := parted(rest, func(e Element) bool { return !comes[e.Key] && moved[elemIn{ch.Set.Name, e.id()}] })
+		late, rest := parted(ch.Elems, func(e Element) bool { return none != nil && none(e.Key) })
+		later, now := parted(rest, func(e Element) bool { return moved[elemIn{ch.Set.Name, e.id()}] })
 		last.delElems(ch.Set, late)
 		then.delElems(ch.Set, later)
 		td.delElems(ch.Set, now)
 	}
 }
 
-// comesTo returns the keys of elements that come to a set.
-func (td *TableDelta) comesTo(s *Set) map[string]bool {
-	comes := map[string]bool{}
+// comesTo returns the keys of elements that come to the sets of changes.
+func (td *TableDelta) comesTo(changes []*ElemChange) map[elemIn]bool {
+	sets := make(map[string]bool, len(changes))
+	for _, ch := range changes {
+		sets[ch.Set.Name] = true
+	}
+	comes := map[elemIn]bool{}
 	for _, add := range td.AddElems {
-		if add.Set.Name == s.Name {
-			for i := range add.Elems {
-				comes[add.Elems[i].Key] = true
-			}
+		if !sets[add.Set.Name] {
+			continue
+		}
+		for i := range add.Elems {
+			comes[elemIn{add.Set.Name, elemKey{key: add.Elems[i].Key}}] = true
 		}
 	}
 	return comes
