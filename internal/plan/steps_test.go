@@ -112,10 +112,11 @@ func gives(t *rapid.T, a, b []*model.Pool) []*model.Pool {
 	return out
 }
 
-// split reports whether the table of that family is not changed as a whole.
+// split reports whether the table of that family is not changed as a whole: it comes or goes,
+// or a set of it has another kind of keys or data under the same name.
 func split(s ruleset.Steps, f ruleset.Family) bool {
 	return !slices.ContainsFunc(s.Change.Tables, func(td *ruleset.TableDelta) bool {
-		return td.Table.Family == f && (td.Create || td.Delete)
+		return td.Table.Family == f && (td.Create || td.Delete || len(td.DelSets) > 0)
 	})
 }
 
