@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -54,7 +55,9 @@ func TestStepsMeetNobody(t *testing.T) {
 				all, ranges := func(*ruleset.Set) bool { return true }, func(s *ruleset.Set) bool { return s.Range }
 				c.always("with the rules of before and the elements of afterwards", mixed(first, change, all), p)
 				c.always("with the rules of before, and the elements of afterwards but ranges", mixed(first, change, func(s *ruleset.Set) bool { return !s.Range }), p)
-				c.always("with the rules of afterwards, and without its ranges", mixed(change, first, ranges), p)
+				if !lastSingle(s) {
+					c.always("with the rules of afterwards, and without its ranges", mixed(change, first, ranges), p)
+				}
 				c.always("while elements are withdrawn", mixed(change, second, func(s *ruleset.Set) bool { return !s.Range }), p)
 			}
 		}
@@ -117,6 +120,14 @@ func gives(t *rapid.T, a, b []*model.Pool) []*model.Pool {
 func split(s ruleset.Steps, f ruleset.Family) bool {
 	return !slices.ContainsFunc(s.Change.Tables, func(td *ruleset.TableDelta) bool {
 		return td.Table.Family == f && (td.Create || td.Delete || len(td.DelSets) > 0)
+	})
+}
+
+// lastSingle reports whether a set of single keys goes while its twin of ranges stays and gets
+// elements: the rules that look there last are gone before these are in force.
+func lastSingle(s ruleset.Steps) bool {
+	return slices.ContainsFunc(s.Clear.Tables, func(td *ruleset.TableDelta) bool {
+		return slices.ContainsFunc(td.DelSets, func(o *ruleset.Set) bool { return td.Table.Set(o.Name+"r") != nil })
 	})
 }
 
@@ -283,12 +294,13 @@ func (c stepCheck) same(when string, rs *ruleset.Ruleset, want *ruleset.Evaluato
 	}
 }
 
-// always wants a packet to be treated as before and as afterwards, if that is the same.
+// always wants a packet to be treated as before and as afterwards, if that is the same, and not
+// by chance: what becomes, or ceases to be, a listener may meet its service as it was.
 func (c stepCheck) always(when string, rs *ruleset.Ruleset, p stepPacket) {
 	c.Helper()
 	trace := p.through(ruleset.NewEvaluator(rs))
 	was, will := p.through(c.was), p.through(c.will)
-	if wayOf(was).loose(wayOf(will)) && !wayOf(trace).loose(wayOf(was)) {
+	if served(was) == served(will) && wayOf(was).loose(wayOf(will)) && !wayOf(trace).loose(wayOf(was)) {
 		c.Fatalf("%s a packet %+v is treated in another way:\n%v\nbefore\n%v\nafterwards\n%v", when, p, words(trace), words(was), words(will))
 	}
 }
@@ -299,6 +311,11 @@ func words(t ruleset.Trace) string {
 		out += fmt.Sprintf("  %t %s %s: %s | %s\n", s.Matched, s.Hook, s.Chain, s.Rule, s.Detail)
 	}
 	return out
+}
+
+// served reports whether a packet met a service.
+func served(t ruleset.Trace) bool {
+	return slices.ContainsFunc(t.Steps, func(s ruleset.Step) bool { return strings.HasPrefix(s.Chain, "service/") })
 }
 
 // loose compares but for which backend, or which address of a pool; and but for the source where
