@@ -43,22 +43,32 @@ func TestStepsMeetNobody(t *testing.T) {
 			t.Fatalf("the steps leave something to do:\n%s", d)
 		}
 		c := stepCheck{T: t, was: ruleset.NewEvaluator(was.Ruleset), will: ruleset.NewEvaluator(will.Ruleset)}
+		if !s.Withdraw.Empty() {
+			withdrawn++
+		}
+		firstly, secondly := ruleset.NewEvaluator(first), ruleset.NewEvaluator(second)
+		between := map[string]*ruleset.Evaluator{}
+		if hooks && split(s, ruleset.Inet) {
+			ranges, others := func(s *ruleset.Set) bool { return s.Range }, func(s *ruleset.Set) bool { return !s.Range }
+			for words, rs := range map[string]*ruleset.Ruleset{
+				"with the change": change,
+				"with the rules of before and the elements of afterwards":             mixed(first, change, func(*ruleset.Set) bool { return true }),
+				"with the rules of before, and the elements of afterwards but ranges": mixed(first, change, others),
+				"with the rules of afterwards, and without its ranges":                mixed(change, first, ranges),
+				"while elements are withdrawn":                                        mixed(change, second, others),
+			} {
+				between[words] = ruleset.NewEvaluator(rs)
+			}
+			if lastSingle(s) {
+				delete(between, "with the rules of afterwards, and without its ranges")
+			}
+		}
 		for range 30 {
 			p := c.packet(a, b)
-			c.same("after the first step", first, c.was, p)
-			if !s.Withdraw.Empty() {
-				withdrawn++
-			}
-			c.same("before what is left", second, c.will, p)
-			if hooks && split(s, ruleset.Inet) {
-				c.always("with the change", change, p)
-				all, ranges := func(*ruleset.Set) bool { return true }, func(s *ruleset.Set) bool { return s.Range }
-				c.always("with the rules of before and the elements of afterwards", mixed(first, change, all), p)
-				c.always("with the rules of before, and the elements of afterwards but ranges", mixed(first, change, func(s *ruleset.Set) bool { return !s.Range }), p)
-				if !lastSingle(s) {
-					c.always("with the rules of afterwards, and without its ranges", mixed(change, first, ranges), p)
-				}
-				c.always("while elements are withdrawn", mixed(change, second, func(s *ruleset.Set) bool { return !s.Range }), p)
+			c.same("after the first step", firstly, c.was, p)
+			c.same("before what is left", secondly, c.will, p)
+			for words, ev := range between {
+				c.always(words, ev, p)
 			}
 		}
 	})
@@ -286,9 +296,9 @@ func (p stepPacket) through(ev *ruleset.Evaluator) ruleset.Trace {
 	return ev.Eval(p.Packet, &ruleset.Env{Next: func(_ *ruleset.Rule, n ruleset.Numgen) uint32 { return p.drawn % n.Mod }})
 }
 
-func (c stepCheck) same(when string, rs *ruleset.Ruleset, want *ruleset.Evaluator, p stepPacket) {
+func (c stepCheck) same(when string, ev, want *ruleset.Evaluator, p stepPacket) {
 	c.Helper()
-	got := p.through(ruleset.NewEvaluator(rs))
+	got := p.through(ev)
 	if w := p.through(want); wayOf(got) != wayOf(w) {
 		c.Fatalf("%s a packet %+v is treated otherwise:\n%+v\nand not\n%+v", when, p, got, w)
 	}
@@ -296,9 +306,9 @@ func (c stepCheck) same(when string, rs *ruleset.Ruleset, want *ruleset.Evaluato
 
 // always wants a packet to be treated as before and as afterwards, if that is the same, and not
 // by chance: what becomes, or ceases to be, a listener may meet its service as it was.
-func (c stepCheck) always(when string, rs *ruleset.Ruleset, p stepPacket) {
+func (c stepCheck) always(when string, ev *ruleset.Evaluator, p stepPacket) {
 	c.Helper()
-	trace := p.through(ruleset.NewEvaluator(rs))
+	trace := p.through(ev)
 	was, will := p.through(c.was), p.through(c.will)
 	if served(was) == served(will) && wayOf(was).loose(wayOf(will)) && !wayOf(trace).loose(wayOf(was)) {
 		c.Fatalf("%s a packet %+v is treated in another way:\n%v\nbefore\n%v\nafterwards\n%v", when, p, words(trace), words(was), words(will))
