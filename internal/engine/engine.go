@@ -93,6 +93,7 @@ type Engine struct {
 	// turns are those of this engine and of its fence.
 	turns turns
 	fence *Fence // it looks after the blocklists; nil: this engine does
+	left  bool   // a change may have left something in the kernel that nobody meets
 }
 
 // tables are those that the engine looks after.
@@ -113,6 +114,9 @@ type Report struct {
 	Read      time.Duration // time to read what was there; 0 if it was known
 	Plan      time.Duration
 	Commit    time.Duration
+	Left      bool // of a repair: what there was to do may be what a change of weir's own left
+
+	left error // why it left something
 }
 
 // attempts bounds how often a step starts again because somebody else committed rules
@@ -149,7 +153,7 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	}
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
-	return rep, errors.Join(err, e.switches(ctx), e.devices(ctx, &rep))
+	return rep, errors.Join(rep.left, err, e.switches(ctx), e.devices(ctx, &rep))
 }
 
 // Repair makes the kernel do again what it did after the last Apply, if it does not. The
@@ -164,11 +168,11 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 		rep.Delta = &ruleset.Delta{}
 		return rep, e.devices(ctx, &rep)
 	}
-	e.have = nil
+	e.have, rep.Left = nil, e.left
 	if err := e.commitAs(ctx, e.plan, readAgain(e.plan.Ruleset), &rep); err != nil {
 		return rep, err
 	}
-	return rep, errors.Join(e.switches(ctx), e.devices(ctx, &rep))
+	return rep, errors.Join(rep.left, e.switches(ctx), e.devices(ctx, &rep))
 }
 
 // Plan returns the plan that was applied last, nil before the first.
@@ -223,35 +227,44 @@ func (e *Engine) commitAs(ctx context.Context, next *plan.Plan, expect *ruleset.
 			e.turns.set(&e.gen, gen)
 			rep.Read += time.Since(start)
 		}
-		rep.Delta = ruleset.Diff(e.have, next.Ruleset)
-		rep.Moves = next.Moves(rep.Delta)
-		if rep.Delta.Empty() {
-			e.have = next.Ruleset
+		d := ruleset.Diff(e.have, next.Ruleset)
+		if rep.left == nil { // else it is what was left that is to go
+			rep.Delta, rep.Moves = d, next.Moves(d)
+		}
+		if d.Empty() {
+			e.have, e.left, rep.left = next.Ruleset, false, nil
 			return nil
 		}
 		start := time.Now()
-		if err := e.Kernel.CarryRules(ctx, rep.Delta); err != nil {
-			e.have = nil
-			return fmt.Errorf("read the counters of rules: %w", err)
-		}
-		if err := SettleCounts(ctx, e.Kernel, rep.Delta, next.Blocks); err != nil {
+		if err := SettleCounts(ctx, e.Kernel, d, next.Blocks); err != nil {
 			// Somebody may have taken sets away: without them there is nothing to read.
 			e.have = nil
 			return fmt.Errorf("read the counters of blocklists: %w", err)
 		}
-		err = e.turns.commit(ctx, e.Kernel, &e.gen, rep.Delta)
+		var changed bool
+		changed, err = e.steps(ctx, d.Steps())
 		rep.Commit = time.Since(start)
 		if err == nil {
-			e.have = next.Ruleset
+			e.have, rep.left = next.Ruleset, nil
 			return nil
 		}
 		e.have = nil // whatever went wrong, look again before the next try
-		if !errors.Is(err, nft.ErrStale) && !errors.Is(err, nft.ErrUncertain) {
+		if changed {
+			rep.left = fmt.Errorf("the rules are in force, but not all that they replace is gone: %w", err)
+		}
+		again := errors.Is(err, nft.ErrStale) || errors.Is(err, nft.ErrUncertain)
+		switch {
+		case again && ctx.Err() == nil:
+		case rep.left != nil:
+			return nil
+		case again:
+			return ctx.Err()
+		default:
 			return fmt.Errorf("commit the rules: %w", err)
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	}
+	if rep.left != nil {
+		return nil
 	}
 	return fmt.Errorf("commit the rules: others changed theirs %d times meanwhile: %w", attempts, err)
 }

@@ -72,7 +72,9 @@ func watch(t *testing.T, k *slow, large ...string) *watched {
 	t.Helper()
 	f := &fakeLists{now: compiled(t)}
 	w := &watched{t: t, k: k, f: f, clock: newClock(), results: engine.NewInbox()}
-	w.cfg.Store(checked(1, 1))
+	cfg := checked(1, 1)
+	cfg.Services[0].Balance = model.Maglev // a backend that goes is one transaction
+	w.cfg.Store(cfg)
 	run, cancel := context.WithCancel(ctx)
 	events, err := k.Monitor(run)
 	if err != nil {

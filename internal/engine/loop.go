@@ -320,7 +320,9 @@ func (l *Loop) repair(ctx context.Context) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
-	if rep.Delta != nil && !rep.Delta.Empty() && l.Engine.Known() {
+	if rep.Left && rep.Delta != nil && !rep.Delta.Empty() {
+		l.Log.Info("what a change had left in the kernel is gone", "change", rep.Delta.Summary())
+	} else if rep.Delta != nil && !rep.Delta.Empty() && l.Engine.Known() {
 		l.Log.Warn("somebody changed weir's rules: put back", "change", rep.Delta.Summary(),
 			"took", rep.Read+rep.Commit)
 		words := "somebody changed weir's rules: " + rep.Delta.Summary()

@@ -22,6 +22,11 @@ type turns struct {
 func (t *turns) commit(ctx context.Context, k Kernel, own *uint32, d *ruleset.Delta) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.apply(ctx, k, own, d)
+}
+
+// apply is commit for who has the turn.
+func (t *turns) apply(ctx context.Context, k Kernel, own *uint32, d *ruleset.Delta) error {
 	was := *own
 	gen, err := k.Apply(ctx, d, was)
 	if err != nil {

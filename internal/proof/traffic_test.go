@@ -35,17 +35,6 @@ func TestReloadUnderLoad(tt *testing.T) {
 	}
 	res := l.stop()
 	tt.Logf("seed %d: %d reloads, %d of them changed the kernel's rules, slowest %s", seed, reloads, changed, slowest)
-	// New rules come into force a moment before the elements that they look up do
-	// (nf_tables_commit in net/netfilter/nf_tables_api.c): a first packet in between is not
-	// translated, and has no route. One of some 38,000 in 100 reloads, now and then.
-	untranslated := res.Errors["dial: network is unreachable"]
-	if untranslated > 3 {
-		tt.Errorf("%d connections were not translated", untranslated)
-	}
-	if untranslated > 0 {
-		tt.Logf("%d of %d connections were not translated", untranslated, res.Opened)
-		res.Failed -= untranslated
-	}
 	l.flawless(res)
 	if n := strings.Count(t.log.String(), `msg="configuration taken"`); n != reloads || strings.Contains(t.log.String(), "level=ERROR") {
 		tt.Errorf("%d of %d files were loaded:\n%s", n, reloads, t.log)
@@ -60,7 +49,7 @@ func TestReloadUnderLoad(tt *testing.T) {
 	tt.Logf("clients opened %d connections, the kernel counted %d", clients, kernel)
 	// A pair of listener and backend that comes new while the kernel's table grows can find no
 	// place, and that packet is not counted (net/netfilter/nft_set_hash.c, nft_rhash_update).
-	if missed := clients - kernel; missed < -untranslated || missed > clients/5000 {
+	if missed := clients - kernel; missed < 0 || missed > clients/5000 {
 		tt.Errorf("clients opened %d connections, but the kernel counted %d", clients, kernel)
 	}
 }

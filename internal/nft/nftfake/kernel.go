@@ -42,6 +42,9 @@ func New() *Kernel { return &Kernel{gen: 1} }
 // Refuse makes the next commit that has no fault yet fail with errno and change nothing.
 func (k *Kernel) Refuse(errno unix.Errno) { k.fault(fault{errno: errno}) }
 
+// Pass makes the next commit that has no fault yet go as it should.
+func (k *Kernel) Pass() { k.fault(fault{}) }
+
 // LoseAnswer makes the next commit that has no fault yet happen and return
 // [nft.ErrUncertain] all the same.
 func (k *Kernel) LoseAnswer() { k.fault(fault{lose: true}) }
