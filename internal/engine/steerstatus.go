@@ -16,8 +16,19 @@ type SteeringStatus struct {
 	Rules   []SteerRuleStatus   `json:"rules"`
 	Targets []SteerTargetStatus `json:"targets"`
 	// Nobody is packets whose target had no backend to choose.
-	Nobody uint64        `json:"nobody_packets"`
-	Queues []QueueStatus `json:"queues"`
+	Nobody uint64 `json:"nobody_packets"`
+	// Ends are FINs and RSTs of TCP connections that conntrack does not know; nil where there can
+	// be none.
+	Ends   *SteerEndsStatus `json:"ends,omitempty"`
+	Queues []QueueStatus    `json:"queues"`
+}
+
+// SteerEndsStatus is what became of the FINs and RSTs of TCP connections that conntrack does not
+// know, say of another balancer that went.
+type SteerEndsStatus struct {
+	Sent    uint64 `json:"sent"`    // to the backend
+	Limited uint64 `json:"limited"` // dropped: more than 1,000 in a second
+	Dropped uint64 `json:"dropped"` // for any other reason
 }
 
 // SteerRuleStatus is the share of one rule.
@@ -98,6 +109,10 @@ func (s *Steering) Status() map[string]SteeringStatus {
 			}
 		}
 		st.Nobody = counts.Nobody
+		if r.sender != nil {
+			ends := SteerEndsStatus(r.sender.Stats())
+			st.Ends = &ends
+		}
 		if stats, err := r.queues.Stats(); err == nil {
 			st.Answering = true
 			for i, q := range stats {

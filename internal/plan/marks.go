@@ -18,7 +18,8 @@ type Marks struct {
 	Mask uint32
 	// None is of packets whose target has nobody to choose.
 	None uint32
-	// Kernel is of connections that the kernel chose for, as nobody answered.
+	// Kernel is of connections that the kernel chose for, as nobody answered. A packet that is
+	// asked about has it where conntrack knows no connection of it (see steeredEndsSpec).
 	Kernel uint32
 	// Members is by the backends' identities, of all steered services.
 	Members map[string]uint32
