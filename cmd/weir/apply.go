@@ -90,6 +90,9 @@ func (e *env) applyAlone(ctx context.Context, within time.Duration, who api.Relo
 	if bad == nil {
 		bad = lockout(who).check(e.config, f.Config)
 	}
+	if bad == nil {
+		bad = checkCollectors(e.config, f.Config)
+	}
 	if bad != nil && !e.overdue() {
 		return out, bad
 	}

@@ -206,6 +206,10 @@ func (g *lockouts) loader(name string, read func() (engine.File, error)) func() 
 		if asked || !g.known(f.Text) {
 			err = l.check(name, f.Config)
 		}
+		// A start and SIGHUP take what they get: a device may be away for a moment.
+		if err == nil && asked {
+			err = checkCollectors(name, f.Config)
+		}
 		return f, err
 	}
 }

@@ -106,7 +106,7 @@ changed.`,
 	root.AddCommand(e.checkCmd(), e.planCmd(), e.applyCmd(), e.confirmCmd(), e.runCmd(), e.clearCmd(),
 		e.statusCmd(), e.offendersCmd(), e.eventsCmd(), e.explainCmd(), e.demoCmd(), e.schemaCmd(), e.versionCmd(),
 		e.doctorCmd(), e.reloadCmd(), e.drainCmd(), e.disableCmd(), e.enableCmd(), e.weightCmd(), e.guardCmd(),
-		e.egressCmd(), e.blocksCmd(), e.blockCmd(), e.unblockCmd(), e.whyCmd(), e.tapCmd(), e.backendSetupCmd())
+		e.egressCmd(), e.blocksCmd(), e.blockCmd(), e.unblockCmd(), e.whyCmd(), e.mirrorsCmd(), e.mirrorCmd(), e.tapCmd(), e.backendSetupCmd())
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = noArgs

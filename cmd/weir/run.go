@@ -104,6 +104,7 @@ func (e *env) serve(ctx context.Context, o runOptions) error {
 	if kept := openKept(e.state, log); kept != nil {
 		loop.Kept = kept
 	}
+	loop.Ways = wayTo
 	watcher, err := look.NewWatcher()
 	if err != nil {
 		return err

@@ -23,6 +23,9 @@
 //	GET  /v1/egress[?pool=NAME]                        what egress pools have in use
 //	POST /v1/egress/drain                              {"address": "192.0.2.7", "deadline": "10m"}, the last may lack
 //	POST /v1/egress/enable                             {"address": "192.0.2.7"}
+//	GET  /v1/mirrors
+//	POST /v1/mirrors/start                             {"name": "look", "mirror": {"to": "10.9.9.9", …}}; without mirror, one that was stopped
+//	POST /v1/mirrors/stop                              {"name": "look"}
 //	GET  /v1/why?address=192.0.2.7                     what lists and the rest say of an address
 //	POST /v1/backends/SERVICE/BACKEND/drain            {"deadline": "10m"}, or nothing
 //	POST /v1/backends/SERVICE/BACKEND/enable
@@ -42,6 +45,7 @@ import (
 	"weir/internal/engine"
 	"weir/internal/keep"
 	"weir/internal/lists"
+	"weir/internal/model"
 	"weir/internal/state"
 )
 
@@ -75,6 +79,11 @@ type Controller interface {
 	// Why returns what lists say of an address, without what AddSource adds.
 	Why(ctx context.Context, a netip.Addr) (Why, error)
 	EgressController
+	// Mirrors returns all mirrors. StartMirror starts one that was stopped, or with m one that
+	// is in no file; StopMirror stops one. What they refuse is an *Error.
+	Mirrors(ctx context.Context) ([]engine.MirrorStatus, error)
+	StartMirror(ctx context.Context, by *state.Operator, name string, m *model.Mirror) error
+	StopMirror(ctx context.Context, by *state.Operator, name string) error
 	// Since returns the events after a number, and what is closed when there are more.
 	Since(seq uint64) ([]engine.Event, <-chan struct{})
 }

@@ -58,6 +58,9 @@ func New(weir Controller, version string, log *slog.Logger) *Server {
 	s.route("GET", "/v1/blocks/top", s.top)
 	s.route("GET", "/v1/why", s.why)
 	s.egressRoutes()
+	s.route("GET", "/v1/mirrors", s.mirrors)
+	s.route("POST", "/v1/mirrors/start", s.startMirror)
+	s.route("POST", "/v1/mirrors/stop", s.stopMirror)
 	for word, say := range words {
 		s.route("POST", "/v1/backends/{service}/{backend}/"+word, func(ctx context.Context, r *http.Request) (any, error) {
 			return s.say(ctx, r, say)

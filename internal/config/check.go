@@ -32,7 +32,7 @@ func (d *decoder) finish() {
 	if d.full {
 		return
 	}
-	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there && !d.pools.there && len(d.steered) == 0 {
+	if !d.services && !d.bad && len(d.lists) == 0 && !d.edges.there && !d.pools.there && !d.mirrors.there && len(d.steered) == 0 {
 		d.add(yaml.Pos{Line: 1, Column: 1}, top(""), "", "key services is missing; want a list of services, services: [] for none")
 	}
 	if !d.seeded {
@@ -52,6 +52,7 @@ func (d *decoder) finish() {
 	d.finishEdge()
 	d.checkOverlap()
 	d.finishEgress()
+	d.finishMirrors()
 }
 
 // addListens keeps the listen entries of a service for checkOverlap.

@@ -27,6 +27,7 @@ type decoder struct {
 	words    []deviceAt // devices and groups of open rules and pools
 	edges    edgeReader
 	pools    poolsReader
+	mirrors  mirrorReader
 	services bool // the key was there
 	steered  []steeredAt
 	bad      bool // the text is no mapping, or could not be read to its end
@@ -153,6 +154,8 @@ func (d *decoder) Entry(key, value yaml.Node) bool {
 		}
 	case "blocklists":
 		d.blocklists(value, w)
+	case "mirrors":
+		d.mirrorList(value, w)
 	case "allow":
 		d.allow(value, w)
 	case "egress":

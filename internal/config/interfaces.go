@@ -183,11 +183,14 @@ func (d *decoder) resolveAssigns() {
 
 // deviceWords reads devices or groups, one or a list; resolveDevices fills to.
 func (d *decoder) deviceWords(to *[]string, n yaml.Node, w where) {
-	d.oneOrEach(n, w, "devices or groups", func(n yaml.Node, w where) {
-		if s, ok := d.str(n, w, "a device or a group of interfaces"+inQuotes); ok {
-			d.words = append(d.words, deviceAt{to, s, n.Pos(), w})
-		}
-	})
+	d.oneOrEach(n, w, "devices or groups", func(n yaml.Node, w where) { d.deviceWord(to, n, w) })
+}
+
+// deviceWord reads a device or a group; resolveDevices fills to.
+func (d *decoder) deviceWord(to *[]string, n yaml.Node, w where) {
+	if s, ok := d.str(n, w, "a device or a group of interfaces"+inQuotes); ok {
+		d.words = append(d.words, deviceAt{to, s, n.Pos(), w})
+	}
 }
 
 // resolveDevices puts devices in the place of groups.

@@ -28,6 +28,7 @@ func Marshal(cfg *model.Config) []byte {
 		}
 	}
 	marshalEdge(&b, cfg.Edge)
+	marshalMirrors(&b, cfg.Mirrors)
 	marshalBlocklists(&b, cfg)
 	marshalEgress(&b, cfg)
 	plain := slices.DeleteFunc(slices.Clone(cfg.Services), (*model.Service).Steered)

@@ -21,10 +21,11 @@ type fileKeys struct {
 	MarkMask   uint32         `json:"mark_mask,omitempty" jsonschema:"minimum=1,maximum=4294967295,default=268369920" jsonschema_description:"The bits of packet and connection marks that weir may use; all others are left alone; steering needs as many as tell its backends apart. At least one bit. Default: 268369920 (0x0fff0000)."`
 	Interfaces groups         `json:"interfaces,omitempty" jsonschema_description:"Named groups of network devices. Where a device is asked for, the name of a group will do. Default: no groups."`
 	Edge       edgeKeys       `json:"edge,omitempty" jsonschema_description:"What may reach this machine and what may be forwarded through it. Default: everything, weir restricts nothing."`
-	Services   []serviceKeys  `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, steering, an edge or egress pools."`
+	Services   []serviceKeys  `json:"services,omitempty" jsonschema_description:"The services. A list without entries is written [] and is allowed. Needed unless there are blocklists, steering, an edge, egress pools or mirrors."`
 	Steering   []steeringKeys `json:"steering,omitempty" jsonschema_description:"Services whose backends weir itself chooses, by rules, for the first packet of each connection. Default: none."`
 
 	Blocklists []blocklistKeys `json:"blocklists,omitempty" jsonschema:"maxItems=64" jsonschema_description:"Lists of addresses whose packets are turned away before anything else is done with them. Default: none."`
+	Mirrors    []mirrorKeys    `json:"mirrors,omitempty" jsonschema:"maxItems=16" jsonschema_description:"Copies of packets for somebody to look at, who sits on a network of this machine. Default: none."`
 	Allow      oneOrMore       `json:"allow,omitempty" jsonschema_description:"Addresses and prefixes that are never blocked, whatever a list says. Default: none."`
 
 	Egress   []egressKeys `json:"egress,omitempty" jsonschema:"maxItems=256" jsonschema_description:"Pools of addresses that connections get as their source when they leave. A connection takes the first pool of the list that matches it; one whose destination was translated takes none, but for services with source: POOL. Default: none."`
@@ -227,6 +228,8 @@ var (
 	listAllowed    = keysOf[blocklistKeys]()
 	udpAllowed     = keysOf[udpKeys]()
 	edgeAllowed    = keysOf[edgeKeys]()
+	mirrorAllowed  = keysOf[mirrorKeys]()
+	matchAllowed   = keysOf[matchKeys]()
 	openAllowed    = keysOf[openKeys]()
 	egressAllowed  = keysOf[egressKeys]()
 )

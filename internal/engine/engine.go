@@ -57,7 +57,10 @@ type Addresses interface {
 
 // Tables is the list of tables that are weir's; no other is ever read or touched. The first
 // is that of the services.
-var Tables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, BlocksTable, DirectTable}
+var Tables = append(ruleTables[:len(ruleTables):len(ruleTables)], BlocksTable)
+
+// ruleTables are all but that of the blocklists, which a Fence may look after.
+var ruleTables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, DirectTable, MirrorsTable(model.IPv4), MirrorsTable(model.IPv6)}
 
 // DirectTable sends packets on where they come in. It is there where a service has backends
 // that answer clients themselves.
@@ -79,6 +82,10 @@ type Engine struct {
 	// Steering answers for steered services; nil: nobody does.
 	Steering Steerers
 
+	// MirrorEnds is when mirrors end that end by themselves, for the next Apply; nil: what the
+	// kernel knows of them stays, and the others begin.
+	MirrorEnds map[string]time.Time
+
 	plan *plan.Plan       // what is wanted
 	have *ruleset.Ruleset // what the kernel holds; nil when that is not known
 	gen  uint32           // the generation at which it did; guarded by turns
@@ -90,7 +97,7 @@ type Engine struct {
 // tables are those that the engine looks after.
 func (e *Engine) tables() []nft.TableRef {
 	if e.fence != nil {
-		return []nft.TableRef{Tables[0], DirectTable}
+		return ruleTables
 	}
 	return Tables
 }
@@ -140,7 +147,7 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	}
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
-	return rep, errors.Join(err, e.addresses(ctx, &rep))
+	return rep, errors.Join(err, e.switches(ctx), e.addresses(ctx, &rep))
 }
 
 // Repair makes the kernel do again what it did after the last Apply, if it does not. The
@@ -159,7 +166,7 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 	if err := e.commitAs(ctx, e.plan, readAgain(e.plan.Ruleset), &rep); err != nil {
 		return rep, err
 	}
-	return rep, e.addresses(ctx, &rep)
+	return rep, errors.Join(e.switches(ctx), e.addresses(ctx, &rep))
 }
 
 // Plan returns the plan that was applied last, nil before the first.

@@ -12,12 +12,13 @@ import (
 type Event struct {
 	Seq     uint64    `json:"seq"` // counts up from 1 with each start of weir
 	At      time.Time `json:"time"`
-	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "host", "blocks", "egress", "error"
+	Kind    string    `json:"kind"` // "state", "operator", "reload", "apply", "confirm", "back", "repair", "host", "blocks", "egress", "mirror", "error"
 	Service string    `json:"service,omitempty"`
 	Backend string    `json:"backend,omitempty"`
 	List    string    `json:"list,omitempty"`    // for "blocks": the blocklist
 	Pool    string    `json:"pool,omitempty"`    // for "egress", and words of its addresses: the egress pool
 	Address string    `json:"address,omitempty"` // and the address
+	Mirror  string    `json:"mirror,omitempty"`  // what it is about, of "mirror" and "operator"
 	Finding string    `json:"finding,omitempty"` // for "host": what it is about, a host.Finding's ID
 	Subject string    `json:"subject,omitempty"` // and its Subject
 	From    string    `json:"from,omitempty"`    // for "state": the state before; for "host": the severity, or "ok"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -43,15 +44,16 @@ type Loop struct {
 	After  func(time.Duration) <-chan time.Time // the clock; nil: time.After
 	Now    func() time.Time                     // the clock; nil: time.Now
 
-	Checks  Checker            // who asks the backends; nil: nobody
-	Results *Inbox             // what they answered; nil: nothing
-	Traffic Connections        // the connection table; nil: it is left alone
-	Host    Host               // what the box provides; nil: nobody watches it
-	Lists   Lists              // blocklists; nil: none
-	Pools   Pools              // who watches egress pools; nil: nobody
-	Memory  Memory             // what was known before this start
-	Save    func(Memory) error // keeps what is known; nil: it is lost
-	Journal *Journal           // nil: events are lost
+	Checks  Checker              // who asks the backends; nil: nobody
+	Results *Inbox               // what they answered; nil: nothing
+	Traffic Connections          // the connection table; nil: it is left alone
+	Ways    func(netip.Addr) Way // how collectors of mirrors are reached; nil: nobody knows
+	Host    Host                 // what the box provides; nil: nobody watches it
+	Lists   Lists                // blocklists; nil: none
+	Pools   Pools                // who watches egress pools; nil: nobody
+	Memory  Memory               // what was known before this start
+	Save    func(Memory) error   // keeps what is known; nil: it is lost
+	Journal *Journal             // nil: events are lost
 
 	Bindings Bindings // the log of bindings; nil: none
 
@@ -86,6 +88,7 @@ type Loop struct {
 
 	pooled // egress pools
 
+	mirror     mirrorBook
 	book       keep.Record   // what is kept of configurations
 	before     *model.Config // to go back to, while a change waits
 	unkept     bool          // the book is not on disk
@@ -195,6 +198,7 @@ func (l *Loop) prepare() {
 		l.Results = NewInbox()
 	}
 	l.roster = NewRoster(l.resumed())
+	l.mirror.known = l.Memory.Mirrors
 	l.trackers = map[Member]*health.Tracker{}
 	if l.Lists != nil {
 		l.fencer = newFencer(l.Lists, l.Engine.Fence(), l.After)
@@ -298,7 +302,7 @@ func (l *Loop) apply(ctx context.Context) (Report, error) {
 	for _, t := range transitions {
 		l.transition(t)
 	}
-	return l.Engine.Apply(ctx, cfg)
+	return l.Engine.Apply(ctx, l.mirrors(cfg))
 }
 
 // repair looks whether the kernel still holds what it should. A failure is not waited
@@ -340,6 +344,7 @@ func (l *Loop) tick(ctx context.Context) {
 		l.pending = true
 	}
 	l.dueDrains()
+	l.lookAtMirrors(ctx)
 	l.expire()
 	l.rewire()
 	l.tellLists() // of one that cannot be read, which changes nothing
@@ -419,7 +424,7 @@ func (l *Loop) save() {
 	if !l.unsaved || l.Save == nil {
 		return
 	}
-	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks(), l.drainWords()}); err != nil {
+	if err := l.Save(Memory{l.roster.Words(), l.roster.Down(), l.blocks(), l.drainWords(), l.mirror.known}); err != nil {
 		if !l.saveFailed { // a full disk needs no line a second
 			l.Log.Error("what is to be remembered could not be saved; trying again", "error", err)
 			l.note(Event{Kind: "error", Message: "state could not be saved: " + err.Error()})

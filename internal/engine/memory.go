@@ -26,6 +26,8 @@ type Memory struct {
 
 	Blocks []lists.Block
 	Drains map[netip.Addr]state.Word // of addresses of egress pools
+
+	Mirrors []*MirrorMemory
 }
 
 // memoryFile is the form in which it is kept.
@@ -34,8 +36,9 @@ type memoryFile struct {
 	Words   []keptWord `json:"words"`
 	Down    []keptDown `json:"down"`
 
-	Blocks []lists.Block `json:"blocks,omitempty"`
-	Drains []keptDrain   `json:"egress_drains,omitempty"`
+	Blocks  []lists.Block   `json:"blocks,omitempty"`
+	Drains  []keptDrain     `json:"egress_drains,omitempty"`
+	Mirrors []*MirrorMemory `json:"mirrors,omitempty"`
 }
 
 type keptDrain struct {
@@ -75,7 +78,7 @@ func LoadMemory(path string) (Memory, error) {
 	if f.Version != memoryVersion {
 		return Memory{}, fmt.Errorf("%s: version %d is not known; this weir knows %d", path, f.Version, memoryVersion)
 	}
-	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks, make(map[netip.Addr]state.Word, len(f.Drains))}
+	m := Memory{make(map[Member]state.Word, len(f.Words)), make(map[Member]state.Health, len(f.Down)), f.Blocks, make(map[netip.Addr]state.Word, len(f.Drains)), f.Mirrors}
 	for _, d := range f.Drains {
 		if !d.Address.IsValid() || d.Admin != state.Drain {
 			return Memory{}, fmt.Errorf("%s: %q of egress address %q is not a word that weir knows", path, d.Admin, d.Address)
@@ -84,6 +87,11 @@ func LoadMemory(path string) (Memory, error) {
 	}
 	for _, b := range f.Blocks {
 		if err := b.Check(); err != nil {
+			return Memory{}, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	for _, s := range f.Mirrors {
+		if err := s.check(); err != nil {
 			return Memory{}, fmt.Errorf("%s: %w", path, err)
 		}
 	}
@@ -114,7 +122,7 @@ func (w keptWord) check() error {
 
 // SaveMemory replaces the file at once: a full disk or a crash leaves the one before.
 func SaveMemory(path string, memory Memory) error {
-	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}, Blocks: memory.Blocks}
+	f := memoryFile{Version: memoryVersion, Words: []keptWord{}, Down: []keptDown{}, Blocks: memory.Blocks, Mirrors: memory.Mirrors}
 	for a, w := range memory.Drains {
 		f.Drains = append(f.Drains, keptDrain{a, w})
 	}

@@ -72,7 +72,7 @@ func (l *Loop) foreign(e nft.Event) bool {
 	if e.Lost || len(e.Tables) == 0 || len(e.Tables) >= eventTables {
 		return false
 	}
-	rules := slices.Contains(e.Tables, Tables[0]) || slices.Contains(e.Tables, DirectTable)
+	rules := slices.ContainsFunc(e.Tables, func(t nft.TableRef) bool { return slices.Contains(ruleTables, t) })
 	blocks := slices.Contains(e.Tables, BlocksTable)
 	if !rules && (l.fencer != nil || !blocks) {
 		l.Engine.Moved(e.Gen)

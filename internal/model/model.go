@@ -42,6 +42,7 @@ type Config struct {
 	Blocklists []*Blocklist        // in file order; names are unique
 	Allow      []netip.Prefix      // masked; never blocked, whatever a list says
 	Egress     []*Pool             // in file order, which is the order of match; names are unique
+	Mirrors    []*Mirror           // in file order; names are unique
 	Bindings   Bindings            // where bindings of the pools are logged
 
 	// Wires is what the box has for services with ForwardDirect: no part of a file, but seen

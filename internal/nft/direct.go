@@ -14,12 +14,17 @@ import (
 )
 
 // tableFamilies are those whose tables can be written and read.
-var tableFamilies = []ruleset.Family{ruleset.Inet, ruleset.Netdev}
+var tableFamilies = []ruleset.Family{ruleset.Inet, ruleset.Netdev, ruleset.IP, ruleset.IP6}
 
 // familyNumber returns the kernel's number of a family.
 func familyNumber(f ruleset.Family) uint8 {
-	if f == ruleset.Netdev {
+	switch f {
+	case ruleset.Netdev:
 		return unix.NFPROTO_NETDEV
+	case ruleset.IP:
+		return unix.NFPROTO_IPV4
+	case ruleset.IP6:
+		return unix.NFPROTO_IPV6
 	}
 	return unix.NFPROTO_INET
 }

@@ -285,6 +285,9 @@ func (e *encoder) rule(t *ruleset.Table, c *ruleset.Chain, i int, counted Counte
 func (w *buf) exprs(t *ruleset.Table, rule *ruleset.Rule, counted Counter) error {
 	list := w.nest(unix.NFTA_RULE_EXPRESSIONS)
 	r := ruleEnc{w: w, table: t, counted: counted}
+	if f := t.Family.IP(); f != 0 {
+		r.nfproto = nfprotoOf(f) // the table sees no others
+	}
 	for _, s := range rule.Stmts {
 		r.stmt(s)
 	}

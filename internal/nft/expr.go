@@ -41,6 +41,8 @@ var loads = [...]load{
 	ruleset.TCPFlagBits:   {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 13, n: 1, l4proto: unix.IPPROTO_TCP},
 	ruleset.ICMPType:      {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 0, n: 1, l4proto: unix.IPPROTO_ICMP},
 	ruleset.FibDaddrType:  {expr: "fib"},
+	ruleset.NextHop4:      {expr: "rt", key: unix.NFT_RT_NEXTHOP4, nfproto: unix.NFPROTO_IPV4},
+	ruleset.NextHop6:      {expr: "rt", key: unix.NFT_RT_NEXTHOP6, nfproto: unix.NFPROTO_IPV6},
 	ruleset.ICMP6Type:     {expr: "payload", key: unix.NFT_PAYLOAD_TRANSPORT_HEADER, off: 0, n: 1, l4proto: unix.IPPROTO_ICMPV6},
 }
 
@@ -149,6 +151,9 @@ func (r *ruleEnc) field(f ruleset.Field, word int) {
 	case "meta":
 		r.w.u32(unix.NFTA_META_KEY, l.key)
 		r.w.u32(unix.NFTA_META_DREG, reg(word))
+	case "rt":
+		r.w.u32(rtKey, l.key)
+		r.w.u32(rtDreg, reg(word))
 	case "fib":
 		r.w.u32(fibDreg, reg(word))
 		r.w.u32(fibResult, fibAddrType)

@@ -259,7 +259,7 @@ func TestCannotBeWritten(t *testing.T) {
 		{inSet(rs.Set{Key: rs.Types{rs.Port}, Parts: part(rs.Element{Key: "a"})}), "a key of 1 bytes"},
 		{inSet(rs.Set{Key: rs.Types{rs.Port}, Parts: part(rs.Element{Key: pack(1), KeyEnd: pack(2)})}), "a range in a set without"},
 		{table(nil, &rs.Chain{Name: "c", Base: &rs.Base{Type: "nat", Hook: "ingress"}}), `hook "ingress"`},
-		{&rs.Ruleset{Tables: []*rs.Table{{Family: "ip", Name: "weir"}}}, `family "ip" is unknown`},
+		{&rs.Ruleset{Tables: []*rs.Table{{Family: "arp", Name: "weir"}}}, `family "arp" is unknown`},
 		{table(nil, &rs.Chain{Name: "c", Rules: []rs.Rule{rule(strings.Repeat("x", 200))}}), "a comment of"},
 	} {
 		if _, err := Encode(rs.Diff(&rs.Ruleset{}, c.want), 0); err == nil || !strings.Contains(err.Error(), c.says) {

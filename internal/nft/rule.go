@@ -145,7 +145,9 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 	case ruleset.Verdict:
 		r.verdict(s)
 	default:
-		r.fail("statement %T is unknown", s)
+		if !r.mirror(s) {
+			r.fail("statement %T is unknown", s)
+		}
 	}
 }
 

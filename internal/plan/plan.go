@@ -84,6 +84,9 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	if t := p.directTable(prev); t != nil {
 		p.Ruleset.Tables = append(p.Ruleset.Tables, t)
 	}
+	if len(cfg.Mirrors) > 0 {
+		p.Ruleset.Tables = append(p.Ruleset.Tables, mirrorTables(cfg, prev.ruleset())...)
+	}
 	return p
 }
 

@@ -45,6 +45,9 @@ func NewEvaluator(r *Ruleset) *Evaluator {
 	ev := &Evaluator{hooks: map[Hook][]stage{}}
 	bases := map[Hook][]baseChain{}
 	for _, t := range r.Tables {
+		if t.Family.IP() != 0 {
+			continue // it makes copies, which changes nothing for the packet
+		}
 		ti := indexTable(t)
 		for _, c := range t.Chains {
 			if c.Base != nil {

@@ -361,6 +361,9 @@ func stmtText(s Stmt) string {
 		}
 		return string(s.Kind)
 	}
+	if text, ok := mirrorText(s); ok {
+		return text
+	}
 	panic(fmt.Sprintf("ruleset: statement %T has no text", s))
 }
 

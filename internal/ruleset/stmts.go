@@ -38,6 +38,8 @@ const (
 	ICMPType                       // icmp type, as TCPFlagBits
 	ICMP6Type                      // icmpv6 type, as TCPFlagBits
 	FibDaddrType                   // fib daddr type: what the box's routes make of the destination
+	NextHop4                       // rt ip nexthop: the neighbour that the packet is sent to
+	NextHop6                       // rt ip6 nexthop
 )
 
 var fieldInfo = [...]struct {
@@ -66,6 +68,8 @@ var fieldInfo = [...]struct {
 	ICMPType:      {"icmp type", ICMPTypeByte},
 	ICMP6Type:     {"icmpv6 type", ICMP6TypeByte},
 	FibDaddrType:  {"fib daddr type", RouteType},
+	NextHop4:      {"rt ip nexthop", IPv4Addr},
+	NextHop6:      {"rt ip6 nexthop", IPv6Addr},
 }
 
 // Type returns the type of the field's value.
