@@ -22,7 +22,7 @@ func (s *Steering) newEnds(r *steered) *steerEnds {
 	for _, b := range r.service.Backends {
 		e.backends[r.marks.Members[b.ID()]] = b.Addr
 	}
-	if r.sender == nil && slices.ContainsFunc(r.service.Listen, func(l model.Listen) bool { return l.Proto == model.TCP }) {
+	if r.sender == nil && !r.service.Direct() && slices.ContainsFunc(r.service.Listen, func(l model.Listen) bool { return l.Proto == model.TCP }) {
 		var err error
 		if r.sender, err = pickup.Open(); err != nil {
 			s.Log.Warn("steering: a FIN or RST of a connection that conntrack does not know goes untranslated", "service", r.service.Name, "error", err)

@@ -8,7 +8,7 @@ import (
 // weir's interface. Packets are those that weir was asked about: the first of connections, and
 // what follows it before the answer. They count from the start of weir.
 type SteeringStatus struct {
-	Packets    string `json:"packets"`     // "first"
+	Packets    string `json:"packets"`     // "first", or "all" with direct return
 	WhenAbsent string `json:"when_absent"` // "hash", "drop" or "accept"
 	// Answering says that weir has the queues; else the kernel does what when_absent says.
 	Answering bool `json:"answering"`
@@ -71,6 +71,9 @@ func newSteeringStatus(s *model.Service) *SteeringStatus {
 	}
 	st := s.Steering
 	out := &SteeringStatus{Packets: "first", WhenAbsent: st.Absent.String(), Queues: []QueueStatus{}}
+	if s.Direct() {
+		out.Packets = "all"
+	}
 	for _, r := range st.Rules {
 		out.Rules = append(out.Rules, SteerRuleStatus{Name: r.Name, Priority: r.Priority, To: st.Targets[r.To].Name})
 	}

@@ -249,7 +249,7 @@ func (j *judge) conntrack() {
 // comes back is far outside them.
 func (j *judge) pickUp() {
 	steersTCP := func(s *model.Service) bool {
-		return s.Steered() && slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == model.TCP })
+		return s.Steered() && !s.Direct() && slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == model.TCP })
 	}
 	if names, _ := j.n.users(steersTCP); len(names) == 0 {
 		return

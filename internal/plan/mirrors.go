@@ -134,7 +134,7 @@ type mirrorTable struct {
 }
 
 func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) *mirrorTable {
-	t := &mirrorTable{&ruleset.Table{Family: ruleset.TableFamily(f), Name: MirrorsTableName}, f, cfg}
+	t := &mirrorTable{&ruleset.Table{Family: ruleset.TableFamily(f), Name: MirrorsTableName, Copies: true}, f, cfg}
 	for _, spec := range []setSpec{runningSpec, mirroredSpec, mirrorRatesSpec, sentSpec(f), returnedSpec, errorsSpec} {
 		t.Sets = append(t.Sets, spec.set())
 	}

@@ -166,11 +166,11 @@ func (p *Pool) steerChain(proto model.Proto, seed uint32, m *Marks) *ruleset.Cha
 
 // setParts returns the elements of sets that are not of one service.
 func (m *Marks) setParts() []setPart {
-	if m == nil {
+	if m == nil || len(m.kept) == 0 {
 		return nil
 	}
 	part := &ruleset.Part{}
-	for _, mark := range m.all() {
+	for _, mark := range m.kept {
 		part.Elems = append(part.Elems, ruleset.Element{Key: string(ruleset.AppendMark(nil, mark)),
 			Jump: ruleset.Jump{Chain: keepChain(mark), Goto: true}})
 	}
@@ -179,7 +179,7 @@ func (m *Marks) setParts() []setPart {
 
 // steerChains returns the chains that are not of one service.
 func steerChains(u usage, m *Marks) []*ruleset.Chain {
-	if m == nil {
+	if m == nil || len(m.kept) == 0 {
 		return nil
 	}
 	rules := map[string][]ruleset.Rule{}
@@ -210,7 +210,7 @@ func steerChains(u usage, m *Marks) []*ruleset.Chain {
 	for _, h := range steerHooks {
 		chains = append(chains, &ruleset.Chain{Name: h.name, Base: &ruleset.Base{Type: h.typ, Hook: h.hook, Priority: h.priority}, Rules: rules[h.name]})
 	}
-	for _, mark := range m.all() {
+	for _, mark := range m.kept {
 		chains = append(chains, &ruleset.Chain{Name: keepChain(mark), Rules: []ruleset.Rule{
 			{Comment: "the connection has it", Stmts: []ruleset.Stmt{ruleset.SetMark{Mark: m.conn(), Value: mark}}},
 			{Comment: "the packet needs it no more", Stmts: []ruleset.Stmt{ruleset.SetMark{Mark: m.packet()}}}}})

@@ -40,11 +40,23 @@ type Fwd struct {
 	Index int
 }
 
+// SendOn sends the packet out by a device to the neighbour To, and ends its way, in tables of the
+// families ip and ip6, which have queues but no fwd. What is sent is a copy: the kernel's dup
+// (nft_dup_ipv4.c, nf_dup_ipv4.c), with the packet itself dropped. Only the two link-layer addresses
+// change, and the time to live (hop limit), which becomes one less; in IPv4 the copy must not be
+// fragmented (DF). It belongs to no connection, and goes through output and postrouting.
+type SendOn struct {
+	To     netip.Addr
+	Device string
+	Index  int // as Fwd has it
+}
+
 func (IsEther) stmt()    {}
 func (ToThisHost) stmt() {}
 func (Whole) stmt()      {}
 func (Counting) stmt()   {}
 func (Fwd) stmt()        {}
+func (SendOn) stmt()     {}
 
 func directText(s Stmt) string {
 	switch s := s.(type) {
@@ -61,12 +73,14 @@ func directText(s Stmt) string {
 		return "counter"
 	case Fwd:
 		return fmt.Sprintf("fwd %s to %s device \"%s\"", s.Family, s.To, s.Device)
+	case SendOn:
+		return fmt.Sprintf("dup to %s device \"%s\" drop", s.To, s.Device)
 	}
 	panic(fmt.Sprintf("ruleset: statement %T has no text", s))
 }
 
-// fwd ends the packet's way through the rules: it does not come back.
-func (x *ruleRun) fwd(s Fwd) (bool, Verdict) {
-	x.trace.Fwd = s.To
-	return x.decide(Verdict{Kind: DropPacket}, "leaves by %s as it is, to the link-layer address of %s", s.Device, s.To)
+// sendOn ends the packet's way through the rules: it does not come back.
+func (x *ruleRun) sendOn(to netip.Addr, device string) (bool, Verdict) {
+	x.trace.Fwd = to
+	return x.decide(Verdict{Kind: DropPacket}, "leaves by %s as it is, to the link-layer address of %s", device, to)
 }
