@@ -144,6 +144,17 @@ func (r *ruleEnc) fwd(s ruleset.Fwd) {
 	r.close(e)
 }
 
+// hopsLeft compares the time to live of an IPv4 header (RFC 791 section 3.1), or the hop limit of
+// an IPv6 one (RFC 8200 section 3).
+func (r *ruleEnc) hopsLeft(s ruleset.HopsLeft) {
+	at := uint32(8)
+	if s.Family == model.IPv6 {
+		at = 7
+	}
+	r.loadPayload(unix.NFT_PAYLOAD_NETWORK_HEADER, at, 1)
+	r.cmp(unix.NFT_CMP_GT, "\x01")
+}
+
 // sendOn copies the packet to a neighbour, and drops it.
 func (r *ruleEnc) sendOn(s ruleset.SendOn) {
 	dev := r.alloc(4)

@@ -92,6 +92,8 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.counting()
 	case ruleset.Fwd:
 		r.fwd(s)
+	case ruleset.HopsLeft:
+		r.hopsLeft(s)
 	case ruleset.SendOn:
 		r.sendOn(s)
 	case ruleset.OutDevice:

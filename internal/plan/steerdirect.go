@@ -107,9 +107,14 @@ func (a *assembly) steerDirect(p *Pool, m *Marks, seed uint32, wires *model.Wire
 	a.chains = append(a.chains, &ruleset.Chain{Name: queueChain(s), Rules: []ruleset.Rule{{Comment: "which backend?",
 		Stmts: []ruleset.Stmt{ruleset.Queue{First: q.First, Last: q.Last, Bypass: true}}}}},
 		p.steerDirectChain(m, seed))
-	a.chains = append(a.chains, p.backendChains(wires, func(b model.Backend, dev string, index int) []ruleset.Stmt {
-		return []ruleset.Stmt{ruleset.Counting{}, ruleset.SetMark{Mark: m.packet()}, ruleset.SendOn{To: b.Addr, Device: dev, Index: index}}
-	})...)
+	backends := p.backendChains(wires, func(b model.Backend, dev string, index int) []ruleset.Stmt {
+		return []ruleset.Stmt{ruleset.HopsLeft{Family: p.Family}, ruleset.Counting{}, ruleset.SetMark{Mark: m.packet()},
+			ruleset.SendOn{To: b.Addr, Device: dev, Index: index}}
+	})
+	for _, c := range backends {
+		c.Rules = append(c.Rules, ruleset.Rule{Comment: "it has come far enough", Stmts: []ruleset.Stmt{drop}})
+	}
+	a.chains = append(a.chains, backends...)
 }
 
 // comesIn adds the service's listeners on the devices by which its clients come in.

@@ -140,6 +140,8 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.hold("counted")
 	case Fwd:
 		return x.sendOn(s.To, s.Device)
+	case HopsLeft:
+		return x.hold("the packet may be sent on")
 	case SendOn:
 		return x.sendOn(s.To, s.Device)
 	case NotInSet:
