@@ -336,6 +336,26 @@ func TestSteeringDirectFragments(t *testing.T) {
 	d.stop()
 }
 
+// TestSteeringDirectMirrored: what is sent on is no copy that a mirror should have made.
+func TestSteeringDirectMirrored(t *testing.T) {
+	t.Parallel()
+	d := newDirectSite(t, 1, 3)
+	box := d.Backends[2]
+	d.startSteering(d.steeredDirectly(groups(group("all", d.Backends[:2]...))) +
+		fmt.Sprintf("mirrors:\n  - {name: look, to: [%q, %q], match: {from: [%s, %q]}}\n", box.V4, box.V6, lab.ClientNet4, lab.ClientNet6))
+	d.setUp("steered", 1, "udp")
+	for _, f := range families {
+		d.ask(t, d.Clients[0], "udp", netip.AddrPortFrom(vip(f, 1), 7))
+	}
+	await(t, "all is counted", func() bool { return d.status("steered").Total.PacketsIn >= 2 })
+	for _, c := range d.looks("look").Families {
+		if c.Made != 0 {
+			t.Errorf("%+v", c)
+		}
+	}
+	d.stop()
+}
+
 // TestSteeringDirectAbsent: what becomes of packets without a weir; and of those of a drained
 // backend, of a target with nobody, and of other devices.
 func TestSteeringDirectAbsent(t *testing.T) {

@@ -148,6 +148,7 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	t.fill(setSpec{Name: setCollectors, Key: ruleset.Types{ruleset.AddrType(f)}}, collectors)
 	t.fill(setSpec{Name: setPorted, Key: ruleset.Types{ruleset.Protocol}}, ported)
 	t.fillSpans(setSegment, ruleset.Types{ruleset.AddrType(f)}, spanElements("", prefixSpans(segmentOnly, f)))
+	t.steered()
 	for _, h := range mirrorHooks {
 		t.Chains = append(t.Chains, &ruleset.Chain{Name: h.chain + "/" + string(h.hook), Rules: t.baseRules(h, mirrors),
 			Base: &ruleset.Base{Type: "filter", Hook: h.hook, Priority: h.priority}})
@@ -223,6 +224,7 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 		{Comment: "nor of what is for one network", Stmts: []ruleset.Stmt{
 			ruleset.InSet{Key: ruleset.Key{ruleset.Daddr(t.f)}, Set: setSegment}, accept}},
 	}
+	rules = append(rules, t.sentOn(h)...)
 	// What the box sends to itself passes all four points.
 	if h.hook == ruleset.Prerouting || h.hook == ruleset.Postrouting {
 		rules = append(rules, ruleset.Rule{Comment: "the box to itself: once is enough", Stmts: []ruleset.Stmt{

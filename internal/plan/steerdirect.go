@@ -162,3 +162,31 @@ func (p *Pool) steerDirectChain(m *Marks, seed uint32) *ruleset.Chain {
 	rule(s.Balance.String(), ruleset.VMap{Key: ruleset.Key{p.choice(seed)}, Map: p.SlotMap})
 	return c
 }
+
+// setSentOn is, in a table of mirrors, the backends of steered services with direct return.
+const setSentOn = "sent-on"
+
+// steered fills setSentOn.
+func (t *mirrorTable) steered() {
+	var backends []string
+	for _, s := range t.cfg.DirectServices() {
+		for _, b := range s.Backends {
+			if s.Steered() && b.Family() == t.f {
+				backends = append(backends, string(ruleset.AppendAddr(nil, b.Addr)))
+			}
+		}
+	}
+	if len(backends) > 0 {
+		t.fill(setSpec{Name: setSentOn, Key: ruleset.Types{ruleset.AddrType(t.f)}}, backends)
+	}
+}
+
+// sentOn keeps mirrors from counting what is sent on there: it is a copy itself, of which the
+// kernel makes no other. Like one, it is known by its neighbour and by being untracked.
+func (t *mirrorTable) sentOn(h mirrorHook) []ruleset.Rule {
+	if t.Set(setSentOn) == nil || h.hook != ruleset.Output && h.hook != ruleset.Postrouting {
+		return nil
+	}
+	return []ruleset.Rule{{Comment: "nor of what is sent on by steering", Stmts: []ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked},
+		ruleset.InSet{Key: ruleset.Key{ruleset.NextHop(t.f)}, Set: setSentOn}, accept}}}
+}
