@@ -190,11 +190,14 @@ func TestSteeringDirectAll(t *testing.T) {
 		for range conns {
 			from := netip.AddrPortFrom(addrOf(d.Clients[0], f), d.port())
 			want := d.explained("udp", from, to)
+			c, err := d.Clients[0].Dial(within(t, patience), "udp", from.String(), to.String())
+			check(t, err)
 			for range turns {
-				if id := askWith(t, d.Clients[0], from, to, "?"); id != want {
-					t.Fatalf("%s answers %s, and weir explain says %s", id, from, want)
+				if a, err := question(t, c, patience); err != nil || a.id != want {
+					t.Fatalf("%q answers %s, and weir explain says %s: %v", a.id, from, want, err)
 				}
 			}
+			check(t, c.Close())
 		}
 	}
 	await(t, "all that came is counted", func() bool {
