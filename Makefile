@@ -11,7 +11,7 @@ help:
 	@echo 'make demo    balance real HTTP traffic in a network of namespaces'
 	@echo 'make test    all tests; those on real packets build their own namespaces'
 	@echo 'make lint    gofmt, go vet, staticcheck'
-	@echo 'make bench   weir beside nft -f, iptables-restore, ipset and haproxy, some fourteen minutes'
+	@echo 'make bench   weir beside nft -f, iptables-restore, ipset and haproxy, some fifteen minutes'
 
 build:
 	$(BUILD) -o bin/weir ./cmd/weir

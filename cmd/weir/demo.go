@@ -19,7 +19,9 @@ func (e *env) demoCmd() *cobra.Command {
 		Short: "Balance real HTTP traffic in a network of namespaces, and watch",
 		Long: `Build a small network out of namespaces (2 clients, a gateway, 3 HTTP servers), run
 weir on the gateway, drive traffic through it, and show who gets what while a weight
-changes and a backend is taken out. It needs no root where user namespaces are allowed,
+changes and a backend is taken out. A mirror sends copies of it all to one more box, and
+in the end it is shown what weir tap made of them, beside what the clients' kernels
+counted. It needs no root where user namespaces are allowed,
 does not touch this host's network, and leaves nothing behind, also on Ctrl-C.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.demo(c.Context(), o) },
 	}

@@ -9,6 +9,7 @@ import (
 	"weir/internal/engine"
 	"weir/internal/nft"
 	"weir/internal/segment"
+	"weir/internal/tunnel"
 	"weir/internal/vip"
 )
 
@@ -18,6 +19,7 @@ type kernel struct {
 	conn *nft.Conn
 	keep *vip.Keeper
 	wire *segment.Keeper
+	pipe *tunnel.Keeper
 	lock *os.File
 }
 
@@ -55,6 +57,11 @@ func openKernelAs(change bool, who string) (*kernel, error) {
 			return nil, needsRights(err)
 		}
 		k.Engine.Addresses = k.keep
+		if k.pipe, err = tunnel.Open(); err != nil {
+			k.close()
+			return nil, err
+		}
+		k.Engine.Tunnels = k.pipe
 	}
 	return k, nil
 }
@@ -63,6 +70,9 @@ func openKernelAs(change bool, who string) (*kernel, error) {
 func (k *kernel) close() {
 	if k.keep != nil {
 		k.keep.Close()
+	}
+	if k.pipe != nil {
+		k.pipe.Close()
 	}
 	if k.wire != nil {
 		k.wire.Close()

@@ -20,7 +20,8 @@ func (e *env) mirrorsCmd() *cobra.Command {
 		Short: "Show the mirrors: copies made, over the limit, failed",
 		Long: `Show the mirrors of a running weir, and of each family what became of its copies, in
 packets: those made, those left out because of the limit, and those that failed because
-there was no route, nobody at the collector's address, or a copy too big for the link.`,
+there was no route (or the tunnel could not send it), nobody at the collector's address, or a copy too big for the link.
+Copies that a slow link has no room for are among what the queue of its device dropped, whoever sent that.`,
 		RunE: func(c *cobra.Command, _ []string) error { return e.showMirrors(c.Context(), follow) },
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "again each second, until interrupted")
@@ -50,15 +51,15 @@ func (e *env) showMirrors(ctx context.Context, follow bool) error {
 
 func (e *env) printMirrors(list []engine.MirrorStatus) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "MIRROR\tSTATE\tCOLLECTOR\tVIA\tNEIGHBOUR\tCOPIES\tBYTES\tOVER LIMIT\tNO ROUTE\tNO NEIGHBOUR\tTOO BIG\tCAME BACK")
+	fmt.Fprintln(w, "MIRROR\tSTATE\tCOLLECTOR\tVIA\tNEIGHBOUR\tCOPIES\tBYTES\tOVER LIMIT\tNO ROUTE\tNO NEIGHBOUR\tTOO BIG\tCAME BACK\tQUEUE DROPPED")
 	for _, m := range list {
 		state := m.State
 		if m.State == "running" && !m.Until.IsZero() {
 			state = "until " + m.Until.Local().Format(time.TimeOnly)
 		}
 		for _, f := range m.Families {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\n", m.Name, state, f.Collector, dash(f.Device), dash(f.Neighbour),
-				f.Made, bytesText(f.Bytes), f.OverLimit, f.Failed.NoRoute, f.Failed.NoNeighbour, f.Failed.TooBig, f.Returned)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%d\n", m.Name, state, f.Collector, dash(f.Device), dash(f.Neighbour),
+				f.Made, bytesText(f.Bytes), f.OverLimit, f.Failed.NoRoute+f.Failed.Tunnel, f.Failed.NoNeighbour, f.Failed.TooBig, f.Returned, f.QueueDropped)
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -94,6 +95,7 @@ func (e *env) mirrorCmd() *cobra.Command {
 
 func (e *env) mirrorStartCmd() *cobra.Command {
 	texts, lists := map[string]*string{}, map[string]*[]string{}
+	vxlan := 0
 	c := &cobra.Command{
 		Use:   "start NAME",
 		Short: "Start a mirror that was stopped or has ended or, with --to, one that is in no file",
@@ -123,6 +125,9 @@ flags are the keys of mirrors in the configuration. It survives restarts of weir
 					put(name, *v)
 				}
 			}
+			if c.Flags().Changed("vxlan") {
+				keys["vxlan"] = vxlan
+			}
 			if len(match) > 0 {
 				keys["match"] = match
 			}
@@ -147,6 +152,7 @@ flags are the keys of mirrors in the configuration. It survives restarts of weir
 	} {
 		lists[name] = c.Flags().StringSlice(name, nil, words)
 	}
+	c.Flags().IntVar(&vxlan, "vxlan", 0, "`IDENTIFIER` of a VXLAN to the collector in another network")
 	texts["port"] = c.Flags().String("port", "", "`PORTS` of servers, such as 80,443,8000-8010")
 	return c
 }

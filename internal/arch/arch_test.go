@@ -39,6 +39,7 @@ var may = map[string][]string{
 	"internal/conntrack":   {"internal/model"},
 	"internal/binding":     {"internal/conntrack", "internal/model"},
 	"internal/vip":         {},
+	"internal/tunnel":      {"internal/model"},
 	"internal/segment":     {"internal/model"},
 	"internal/sockets":     {"internal/model"},
 	"internal/nudge":       {},
@@ -64,11 +65,11 @@ var may = map[string][]string{
 	"internal/lists":   {"internal/blocklist", "internal/blocklist/files", "internal/model"},
 
 	"internal/lab":  {},
-	"internal/demo": {"internal/lab"},
+	"internal/demo": {"internal/lab", "internal/tap"},
 	"cmd/weir": {"internal/api", "internal/binding", "internal/blocklist", "internal/config", "internal/conntrack", "internal/demo", "internal/egress", "internal/engine", "internal/flow",
 		"internal/health", "internal/host", "internal/host/look", "internal/keep", "internal/lab", "internal/lists", "internal/metrics", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset", "internal/segment", "internal/sockets", "internal/state",
-		"internal/tap", "internal/tap/capture", "internal/tap/files", "internal/vip"},
+		"internal/tap", "internal/tap/capture", "internal/tap/files", "internal/tunnel", "internal/vip"},
 
 	// Nothing of the product: they look at it from outside.
 	"internal/arch":  {},

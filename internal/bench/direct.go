@@ -94,13 +94,13 @@ func (b *bench) directPaths(n *lab.Net) ([]*path, error) {
 		return nil, err
 	}
 	var paths []*path
-	add := func(name string, services, backends int) error {
+	add := func(name string, addresses, backends int) error {
 		gw, err := newGateway(n, fmt.Sprintf("direct-%d", len(paths)), drop)
 		if err != nil {
 			return err
 		}
-		syns, acks := clientPackets(maxFrames, max(services, 1))
-		p := &path{cell: PacketCell{Name: name, Services: services}, gw: gw, tracks: name == plainTracked,
+		syns, acks := clientPackets(maxFrames, addresses)
+		p := &path{cell: PacketCell{Name: name, Services: addresses}, gw: gw, tracks: name == plainTracked, plain: name == plainTracked,
 			first: syns[:establishedFlow], later: acks[:establishedFlow],
 			syns: ether(outsideMAC, clientMAC, syns), acks: ether(outsideMAC, clientMAC, acks[:establishedFlow])}
 		paths = append(paths, p)
@@ -108,18 +108,18 @@ func (b *bench) directPaths(n *lab.Net) ([]*path, error) {
 		case p.tracks:
 			_, err = gw.host.Run("nft", "-f", track)
 			return err
-		case services == 0:
+		case name == plainForwarding:
 			return nil
 		}
-		if err := b.loadDirect(gw, services, backends); err != nil {
+		if err := b.loadDirect(gw, addresses, backends); err != nil {
 			p.cell.Problem = err.Error()
 		}
 		return nil
 	}
-	err = errors.Join(add(plainForwarding, 0, 0), add(plainTracked, 0, 0))
-	for _, services := range b.packetSizes {
-		if services <= mostDirect {
-			err = errors.Join(err, add(directReturn, services, backendsPerService))
+	for _, addresses := range b.packetSizes {
+		if addresses <= mostDirect {
+			err = errors.Join(err, add(plainForwarding, addresses, 0), add(plainTracked, addresses, 0),
+				add(directReturn, addresses, backendsPerService))
 		}
 	}
 	return paths, errors.Join(err, add(fmt.Sprintf("%s, %d backends", directReturn, manyBackends), 1, manyBackends))
@@ -158,21 +158,28 @@ func directBackend(j int) netip.Addr { return nth(insideNet.Masked(), 10+j) }
 func (r *Report) printDirect(w io.Writer) {
 	fmt.Fprint(w, `
 Direct return: receive, find the service, hash, send to the backend's link-layer address; processor
-time of one core for a packet, in nanoseconds, as above. "/plain" is to forwarding without rules.
+time of one core for a packet, in nanoseconds, as above. "/plain" is to forwarding without rules to
+as many addresses: the kernel keeps the route of a packet for the next one, if it goes to the same.
 `)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprint(tw, "\n\tservices\tfirst packets: median\tleast\t/plain\tlater ones: median\tleast\t/plain\trounds\t\n")
-	plain := r.Direct[0]
+	fmt.Fprint(tw, "\n\taddresses\tfirst packets: median\tleast\t/plain\tlater ones: median\tleast\t/plain\trounds\t\n")
 	row := func(c, plain Cost) string {
 		return fmt.Sprintf("%.0f\t%.0f\t%s", c.Median, c.Least, ratio(c.Least, plain.Least))
 	}
 	for _, c := range r.Direct {
+		plain := r.plainFor(c.Services)
 		fmt.Fprintf(tw, "  %s\t%d\t%s\t%s\t%d\t\n", c.Name, c.Services, row(c.New, plain.New), row(c.Established, plain.Established), c.Rounds)
 		if c.Problem != "" {
 			fmt.Fprintf(tw, "    %s\t\t\t\t\t\t\t\t\t\n", c.Problem)
 		}
 	}
 	tw.Flush()
+}
+
+// plainFor returns what forwarding to as many addresses costs.
+func (r *Report) plainFor(addresses int) PacketCell {
+	i := slices.IndexFunc(r.Direct, func(c PacketCell) bool { return c.Name == plainForwarding && c.Services == addresses })
+	return r.Direct[max(i, 0)]
 }
 
 // directLeast is the least cost of a later packet of the row, 0 where it was not measured.

@@ -29,17 +29,28 @@ const (
 // what that and all that follows from it cost: each packet's way through the stack is
 // done by the thread that sends it.
 type generator struct {
+	processor
 	state, frames int // maps
 	prog          int
 	counter       *[2]uint64 // frames sent; frames loaded
 	mem           []byte
 	stateMem      []byte
-	cpu           int
-	ksoftirqd     string // schedstat file of the processor's own thread; "" if not seen
+}
+
+// processor is the one that packets are sent from.
+type processor struct {
+	cpu       int
+	ksoftirqd string // schedstat file of the processor's own thread; "" if not seen
+}
+
+// lastProcessor is the one for all that is sent.
+func lastProcessor() processor {
+	cpu := runtime.NumCPU() - 1
+	return processor{cpu, findKsoftirqd(cpu)}
 }
 
 func newGenerator() (*generator, error) {
-	g := &generator{cpu: runtime.NumCPU() - 1, state: -1, frames: -1, prog: -1}
+	g := &generator{processor: lastProcessor(), state: -1, frames: -1, prog: -1}
 	var err error
 	if g.state, g.stateMem, err = newArray(16, 1); err != nil {
 		return nil, err
@@ -53,7 +64,6 @@ func newGenerator() (*generator, error) {
 		g.close()
 		return nil, err
 	}
-	g.ksoftirqd = findKsoftirqd(g.cpu)
 	return g, nil
 }
 
@@ -87,37 +97,47 @@ func (g *generator) send(dev string, n int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	return g.hold(func() error {
+		sent := g.counter[0]
+		for range sendTries {
+			left := n - int(g.counter[0]-sent)
+			if left <= 0 {
+				return nil
+			}
+			if err := runLive(g.prog, iface.Index, left); err != nil && !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
+		return errors.New("bpf: signals keep ending the run")
+	})
+}
+
+// hold has the calling thread do fn on the processor, and returns the time that this spent
+// on it: the thread's own and that of the processor's softirq thread.
+func (p processor) hold(fn func() error) (time.Duration, error) {
 	var before unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		return 0, err
 	}
 	var only unix.CPUSet
-	only.Set(g.cpu)
+	only.Set(p.cpu)
 	if err := unix.SchedSetaffinity(0, &only); err != nil {
-		return 0, fmt.Errorf("stay on processor %d: %w", g.cpu, err)
+		return 0, fmt.Errorf("stay on processor %d: %w", p.cpu, err)
 	}
 	defer func() { _ = unix.SchedSetaffinity(0, &before) }()
-	start, sent := g.spent(), g.counter[0]
-	for range sendTries {
-		left := n - int(g.counter[0]-sent)
-		if left <= 0 {
-			return g.spent() - start, nil
-		}
-		if err := runLive(g.prog, iface.Index, left); err != nil && !errors.Is(err, unix.EINTR) {
-			return 0, err
-		}
-	}
-	return 0, errors.New("bpf: signals keep ending the run")
+	start := p.spent()
+	err := fn()
+	return p.spent() - start, err
 }
 
 // spent is the processor time of the calling thread and of the softirq thread.
-func (g *generator) spent() time.Duration {
+func (p processor) spent() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
 		return 0
 	}
 	total := ts.Nano()
-	if b, err := os.ReadFile(g.ksoftirqd); err == nil {
+	if b, err := os.ReadFile(p.ksoftirqd); err == nil {
 		var ns int64
 		fmt.Sscan(string(b), &ns)
 		total += ns

@@ -27,6 +27,7 @@ import (
 const (
 	launchWord = "launch" // run a command and tell what it took
 	liveWord   = "live"   // be a process that holds the state and changes backends
+	steerWord  = "steer"  // answer for packets in queues until it is ended
 )
 
 // result is what a command took.
@@ -45,7 +46,7 @@ type result struct {
 
 // isHelper reports whether the program was started by itself for a part of its work.
 func isHelper(args []string) bool {
-	return len(args) > 2 && slices.Contains([]string{launchWord, liveWord, blocksWord}, args[1])
+	return len(args) > 2 && slices.Contains([]string{launchWord, liveWord, blocksWord, steerWord}, args[1])
 }
 
 // helper does one of the parts and prints the result. It is the whole program for its
@@ -59,6 +60,8 @@ func helper(args []string) {
 		res = live(args[1])
 	case blocksWord:
 		res = blockLists(args[1], len(args) > 2)
+	case steerWord:
+		res = answerQueues(args[1])
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(res)
 }

@@ -1,7 +1,8 @@
 // Command bench measures weir beside the programs that it replaces, in one run and in
 // turn: what it takes to load services and to change one backend (against nft -f and
 // iptables-restore, the same rules), what a packet costs behind the rules of each, what
-// the death of a backend costs the clients (against HAProxy, the same checks), and how many
+// the death of a backend costs the clients (against HAProxy, the same checks), what packets and
+// connections cost that weir itself chooses for (against the kernel's choice), and how many
 // connections a pool of addresses bears (against the kernel's own range).
 //
 // Its one idea: a figure means something only beside the others of the same run, because
@@ -66,7 +67,7 @@ type options struct {
 }
 
 // parts are what one run can be confined to.
-var parts = []string{"apply", "packets", "edge", "direct", "blocks", "egress", "deaths"}
+var parts = []string{"apply", "packets", "edge", "direct", "steering", "blocks", "egress", "deaths", "mirrors"}
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -81,7 +82,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
 	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
-	fs.DurationVar(&o.total, "total", 12*time.Minute, "begin no further round after this time")
+	fs.DurationVar(&o.total, "total", 13*time.Minute, "begin no further round after this time")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -211,6 +212,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 			return nil, err
 		}
 	}
+	if o.does("steering") {
+		if rep.Steering, err = b.steering(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if o.does("blocks") {
 		if rep.Blocks, err = b.blocks(ctx); err != nil {
 			return nil, err
@@ -218,6 +224,11 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*Report, error) 
 	}
 	if o.does("egress") {
 		if rep.Egress, err = b.egress(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.does("mirrors") {
+		if rep.Mirrors, err = b.mirrors(ctx); err != nil {
 			return nil, err
 		}
 	}

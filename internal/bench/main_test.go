@@ -68,14 +68,16 @@ func TestWholeRun(t *testing.T) {
 		return rep
 	}
 	rep, more, lists, edge, direct, egress := part("apply"), part("packets"), part("blocks"), part("edge"), part("direct"), part("egress")
+	steering, mirrors := part("steering"), part("mirrors")
 	rep.Packets, rep.Blocks, rep.Edge, rep.Direct, rep.Egress = more.Packets, lists.Blocks, edge.Edge, direct.Direct, egress.Egress
-	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes, egress.Notes)
+	rep.Steering, rep.Mirrors = steering.Steering, mirrors.Mirrors
+	rep.Notes = slices.Concat(rep.Notes, more.Notes, lists.Notes, edge.Notes, direct.Notes, egress.Notes, steering.Notes, mirrors.Notes)
 	packets := 2 + 2*5
 	switch {
 	case lab.InUserNamespace(): // BPF and large transactions are for root alone, and the report says so
 		packets = 0
 		expected := func(note string) bool {
-			return strings.Contains(note, "BPF needs root") || strings.Contains(note, "send buffer")
+			return strings.Contains(note, "BPF needs root") || strings.Contains(note, "send buffer") || strings.Contains(note, "socket buffers need root") || strings.HasPrefix(note, noTEE)
 		}
 		if !slices.ContainsFunc(rep.Notes, expected) || slices.ContainsFunc(rep.Notes, func(n string) bool { return !expected(n) }) {
 			t.Errorf("notes: %q", rep.Notes)
@@ -95,8 +97,8 @@ func TestWholeRun(t *testing.T) {
 	if got := len(rep.Packets); got != packets {
 		t.Errorf("%d rows of packets, want %d", got, packets)
 	}
-	if got := len(rep.Direct); packets > 0 && got != 2+2+1 {
-		t.Errorf("%d rows of direct return, want %d", got, 2+2+1)
+	if got := len(rep.Direct); packets > 0 && got != 2*3+1 {
+		t.Errorf("%d rows of direct return, want %d", got, 2*3+1)
 	}
 	for _, c := range slices.Concat(rep.Packets, rep.Direct) {
 		if c.Problem != "" || c.New.Least <= 0 || c.Established.Least <= 0 || c.Rounds != 1 {
@@ -105,6 +107,8 @@ func TestWholeRun(t *testing.T) {
 	}
 	checkBlocks(t, rep.Blocks, packets > 0)
 	checkEgress(t, rep.Egress, packets > 0)
+	checkSteering(t, rep.Steering, packets > 0)
+	checkMirrors(t, rep.Mirrors, packets > 0, !slices.ContainsFunc(mirrors.Notes, func(n string) bool { return strings.HasPrefix(n, noTEE) }))
 	if want := 1 + 5 + 3; packets > 0 && len(rep.Edge) != want {
 		t.Errorf("%d rows of listeners, want %d", len(rep.Edge), want)
 	}

@@ -58,6 +58,7 @@ type path struct {
 	cell       PacketCell
 	gw         *gateway
 	tracks     bool // connections are tracked
+	plain      bool // and no service translates them
 	syns, acks []byte
 	first      [][]byte // packets of the connections that get established
 	later      [][]byte
@@ -196,7 +197,7 @@ func (p *path) measure(ctx context.Context, gen *generator) error {
 		if err := p.gw.forget(); err != nil {
 			return err
 		}
-		if err := p.gw.establish(ctx, gen, p.first, p.later, p.cell.Services > 0); err != nil {
+		if err := p.gw.establish(ctx, gen, p.first, p.later, !p.plain && p.cell.Services > 0); err != nil {
 			return err
 		}
 	}

@@ -1,9 +1,6 @@
 package main
 
 import (
-	"context"
-	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,35 +9,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weir/internal/flow"
 	"weir/internal/lab"
-	"weir/internal/model"
-	"weir/internal/nft"
-	"weir/internal/ruleset"
 	"weir/internal/steer"
 	"weir/internal/steer/nfqueue"
 )
 
-// steerMask is the bits of marks that the benchmarks write.
-const steerMask = 0x0fff0000
-
-// steered loads rules that give all TCP packets to the queues, and opens those.
+// steered gives all TCP packets to the queues, and opens those.
 func steered(tb testing.TB, host *lab.Host, o nfqueue.Options) *nfqueue.Queues {
 	tb.Helper()
-	last := o.First + uint16(o.Count) - 1
-	rules := &ruleset.Ruleset{Tables: []*ruleset.Table{{Family: ruleset.Inet, Name: "weir", Chains: []*ruleset.Chain{
-		{Name: "steer", Base: &ruleset.Base{Type: "filter", Hook: ruleset.Prerouting, Priority: -150}, Rules: []ruleset.Rule{
-			{Stmts: []ruleset.Stmt{ruleset.IsProto(model.TCP), ruleset.Queue{First: o.First, Last: last, Bypass: true}}}}}}}}}
+	if err := queueTCP(host, int(o.First), o.Count); err != nil {
+		tb.Fatal(err)
+	}
 	var queues *nfqueue.Queues
-	err := host.Do(func() error {
-		c, err := nft.Open()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if _, err := c.Apply(context.Background(), ruleset.Diff(&ruleset.Ruleset{}, rules), 0); err != nil {
-			return err
-		}
+	err := host.Do(func() (err error) {
 		queues, err = nfqueue.Open(o)
 		return err
 	})
@@ -48,28 +29,6 @@ func steered(tb testing.TB, host *lab.Host, o nfqueue.Options) *nfqueue.Queues {
 		tb.Fatal(err)
 	}
 	return queues
-}
-
-// steerer returns one with so many rules, of which the last matches, and a group of 20.
-func newSteerer(tb testing.TB, rules, workers int) *steer.Steerer {
-	tb.Helper()
-	group := steer.Target{Name: "group"}
-	for i := range 20 {
-		group.Members = append(group.Members, steer.Member{Member: flow.Member{ID: fmt.Sprint("10.1.1.", i), Weight: 1}, Mark: uint32(i+1) << 16})
-	}
-	cfg := steer.Config{Mask: steerMask, Workers: workers, Targets: []steer.Target{group}}
-	for i := range rules {
-		r := steer.Rule{Name: fmt.Sprint(i), To: "group", Protocols: []uint8{6}}
-		if i+1 < rules {
-			r.Destinations = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 32)}
-		}
-		cfg.Rules = append(cfg.Rules, r)
-	}
-	set, err := steer.New(cfg, nil)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return steer.NewSteerer(set)
 }
 
 // BenchmarkQueue floods queues from one processor of the machine, and tells how many packets come
@@ -103,7 +62,10 @@ func BenchmarkQueue(b *testing.B) {
 		{"100000", nfqueue.Options{Count: 1}, 1, 100000},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			st := newSteerer(b, c.rules, c.o.Count)
+			st, err := newSteerer(c.rules, c.o.Count)
+			if err != nil {
+				b.Fatal(err)
+			}
 			if c.o.Copy == 0 {
 				c.o.Copy = st.Set().CopyLength()
 			}

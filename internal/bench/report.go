@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -18,16 +19,18 @@ const (
 
 // Report is the whole run.
 type Report struct {
-	Machine Machine       `json:"machine"`
-	Apply   []ApplyCell   `json:"apply"`
-	Packets []PacketCell  `json:"packets"`
-	Edge    []EdgeCell    `json:"edge,omitempty"`
-	Direct  []PacketCell  `json:"direct,omitempty"`
-	Blocks  *BlocksReport `json:"blocks,omitempty"`
-	Egress  *EgressReport `json:"egress,omitempty"`
-	Deaths  []DeathCell   `json:"deaths"`
-	Notes   []string      `json:"notes"`
-	Seconds float64       `json:"seconds"`
+	Machine  Machine         `json:"machine"`
+	Apply    []ApplyCell     `json:"apply"`
+	Packets  []PacketCell    `json:"packets"`
+	Edge     []EdgeCell      `json:"edge,omitempty"`
+	Direct   []PacketCell    `json:"direct,omitempty"`
+	Steering *SteeringReport `json:"steering,omitempty"`
+	Blocks   *BlocksReport   `json:"blocks,omitempty"`
+	Egress   *EgressReport   `json:"egress,omitempty"`
+	Mirrors  *MirrorsReport  `json:"mirrors,omitempty"`
+	Deaths   []DeathCell     `json:"deaths"`
+	Notes    []string        `json:"notes"`
+	Seconds  float64         `json:"seconds"`
 	// LoadAtEnd is the load averages when all was done. The run itself is 1 to 2 of them.
 	LoadAtEnd string `json:"load_at_end"`
 }
@@ -51,11 +54,17 @@ func (r *Report) print(w io.Writer) error {
 	if len(r.Edge) > 0 {
 		r.printEdge(w)
 	}
+	if r.Steering != nil {
+		r.Steering.print(w)
+	}
 	if r.Blocks != nil {
 		r.Blocks.print(w)
 	}
 	if r.Egress != nil {
 		r.Egress.print(w)
+	}
+	if r.Mirrors != nil {
+		r.Mirrors.print(w)
 	}
 	r.printAims(w)
 	r.printLosses(w)
@@ -237,7 +246,7 @@ func (r *Report) printAims(w io.Writer) {
 			line("direct return costs no more than a packet "+against, quotient(r.directLeast(directReturn), r.directLeast(against)), 1, "times")
 		}
 	}
-	for _, a := range r.Egress.aims() {
+	for _, a := range slices.Concat(r.Steering.aims(), r.Egress.aims(), r.Mirrors.aims()) {
 		fmt.Fprintf(tw, "  %s\t%s\n", a.words, a.verdict)
 	}
 	for i, cells := 0, r.weirPackets(); i < len(cells)-1; i++ {
@@ -301,7 +310,9 @@ func (r *Report) printLosses(w io.Writer) {
 		say(c.Way, c.Name, "last new connection", c.Last, weir.Last)
 		say(c.Way, c.Name, "failed requests", max(c.Failed, 0.001), weir.Failed) // none is the best there is
 	}
+	r.Steering.losses(say)
 	r.Egress.losses(say)
+	r.Mirrors.losses(say)
 	if len(order) == 0 {
 		return
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/invopop/jsonschema"
@@ -16,6 +17,7 @@ type mirrorKeys struct {
 	Name     string    `json:"name" jsonschema:"pattern=^[A-Za-z0-9][A-Za-z0-9_.-]{0\\,62}$" jsonschema_description:"Name of the mirror, by which commands and metrics know it. Unique among the mirrors. Letters, digits, dot, dash and underscore; begins with a letter or digit; at most 63 bytes."`
 	Match    matchKeys `json:"match,omitempty" jsonschema_description:"What is copied. Default: everything."`
 	To       oneOrMore `json:"to" jsonschema_description:"The collector that gets the copies: an address on a network of this machine, or a list with one of each family. Packets of a family are copied to a collector of that family. It must be nobody who takes part: no listen address, backend or client of match."`
+	VXLAN    vxlanKeys `json:"vxlan,omitempty" jsonschema_description:"The collector is in another network: copies of both families go to it through a VXLAN, which weir makes, as device weir-vxID, and removes. A network identifier, or a mapping with id and port. What comes in by the tunnel is dropped. Default: none, the collector is on a network of this machine."`
 	View     string    `json:"view,omitempty" jsonschema:"default=client" jsonschema_description:"What copies show where addresses are translated. client: packets as clients send and get them. backend: as backends get and send them. Default: client."`
 	Sample   string    `json:"sample,omitempty" jsonschema:"pattern=^[1-9][0-9]*/[1-9][0-9]*$,default=1/1" jsonschema_description:"Which part is copied, such as 1/10. The first number is at most the second, and that is at most 1000000. Default: 1/1, all."`
 	SampleBy string    `json:"sample_by,omitempty" jsonschema:"default=flow" jsonschema_description:"What the sample is of. flow: connections, by the hash of addresses and ports with hash_seed; one that is in the sample is copied as a whole, both ways. packet: packets, in turn. Default: flow."`
@@ -34,7 +36,13 @@ type matchKeys struct {
 	Service   string     `json:"service,omitempty" jsonschema_description:"Name of a service. Default: any, and what belongs to no service."`
 }
 
+type tunnelKeys struct {
+	ID   int `json:"id" jsonschema:"minimum=1,maximum=16777215" jsonschema_description:"VXLAN network identifier, 1 to 16777215, another one for each mirror."`
+	Port int `json:"port,omitempty" jsonschema:"minimum=1,maximum=65535,default=4789" jsonschema_description:"UDP port of the collector. Default: 4789."`
+}
+
 type (
+	vxlanKeys  struct{}
 	protoKeys1 struct{}
 	portKeys   struct{}
 )
@@ -44,6 +52,13 @@ func (protoKeys1) JSONSchema() *jsonschema.Schema {
 	word := text()
 	setWords(word, openProtoWords())
 	return anyOf(word, &jsonschema.Schema{Type: "integer", Minimum: "1", Maximum: "255"})
+}
+
+// JSONSchema says: a network identifier, or a mapping.
+func (vxlanKeys) JSONSchema() *jsonschema.Schema {
+	keys := reflector().Reflect(tunnelKeys{})
+	keys.Version = ""
+	return anyOf(&jsonschema.Schema{Type: "integer", Minimum: "1", Maximum: "16777215"}, keys)
 }
 
 // JSONSchema says: a port, ports in text, or a list of these.
@@ -78,10 +93,15 @@ func marshalMirrors(b *bytes.Buffer, mirrors []*model.Mirror) {
 			fmt.Fprintf(b, "    match: {%s}\n", text)
 		}
 		var to []string
-		for _, a := range m.To {
-			to = append(to, a.String())
+		for _, f := range m.Families() {
+			if a := m.CollectorOf(f).String(); !slices.Contains(to, a) {
+				to = append(to, a)
+			}
 		}
 		fmt.Fprintf(b, "    to: %s\n", quotedList(to))
+		if m.VXLAN.ID != 0 {
+			fmt.Fprintf(b, "    vxlan: {id: %d, port: %d}\n", m.VXLAN.ID, m.VXLAN.Port)
+		}
 		if m.Backend {
 			b.WriteString("    view: backend\n")
 		}

@@ -37,6 +37,7 @@ type mirrorAt struct {
 	service     place
 	in, out     []*matchDevice
 	direction   place
+	vxlan       place
 	broken      bool
 	hasSampleBy place
 }
@@ -83,6 +84,9 @@ func (d *decoder) mirror(n yaml.Node, w where) {
 		case "to":
 			to = true
 			d.collectors(m, v, w)
+		case "vxlan":
+			m.vxlan = place{v.Pos(), w}
+			d.vxlan(m, v, w)
 		case "view":
 			i, _ := d.word(v, w, viewWords)
 			m.Backend = i == 1
@@ -279,10 +283,18 @@ func (d *decoder) finishMirrors() {
 		case s != nil && s.Direct():
 			d.add(m.service.at, m.service.w, x.Service, fmt.Sprintf("service %s has forward: direct, so its packets are sent on before mirrors see them; want another service", quote(x.Service)))
 		}
+		if m.VXLAN.ID != 0 && len(m.To) != 1 {
+			d.add(m.vxlan.at, m.vxlan.w, "", "a tunnel has one other end, for copies of both families; want one address with to")
+			continue
+		}
 		for i, a := range m.To {
 			if why := takesPart(&d.cfg, m.Mirror, a); why != "" {
 				d.add(m.to[i].at, m.to[i].w, a.String(), fmt.Sprintf("%s cannot be the collector: %s; want an address that takes no part", a, why))
 			}
+		}
+		if m.VXLAN.ID != 0 {
+			m.VXLAN.Remote = m.To[0]
+			m.To = m.VXLAN.Hops()
 		}
 	}
 }

@@ -230,6 +230,7 @@ var (
 	edgeAllowed    = keysOf[edgeKeys]()
 	mirrorAllowed  = keysOf[mirrorKeys]()
 	matchAllowed   = keysOf[matchKeys]()
+	vxlanAllowed   = keysOf[tunnelKeys]()
 	openAllowed    = keysOf[openKeys]()
 	egressAllowed  = keysOf[egressKeys]()
 )

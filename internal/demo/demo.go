@@ -1,5 +1,6 @@
 // Package demo is `weir demo`: a small network out of namespaces in which a real weir
-// balances real HTTP traffic while its configuration changes.
+// balances real HTTP traffic while its configuration changes, and mirrors it to a box on
+// which weir tap looks at the copies.
 package demo
 
 import (
@@ -32,6 +33,10 @@ type Result struct {
 	Failed   int            `json:"failed"`
 	Backends map[string]int `json:"backends"` // answers by backend
 	Errors   map[string]int `json:"errors"`
+	// Tap is what the copies of it all showed, nil where they could not be looked at, and Clients
+	// what the clients' kernels counted.
+	Tap     *TapFigures   `json:"tap"`
+	Clients ClientFigures `json:"clients"`
 }
 
 // The listeners of the demo's service.
@@ -47,6 +52,7 @@ type demo struct {
 	dir    string
 	config string
 	weir   *lab.Process
+	tap    *tapBox // nil: there are no copies
 	log    *tail
 }
 
@@ -77,6 +83,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		return res, err
 	}
 	d.counters()
+	if res.Tap != nil {
+		d.copies(res.Tap, &res.Clients)
+	}
 	if o.Keep && ctx.Err() == nil {
 		d.lookAround()
 		<-ctx.Done()
@@ -92,6 +101,9 @@ func (d *demo) start(ctx context.Context) error {
 	if d.topo, err = lab.Gateway(lab.GatewayOptions{Clients: 2, Backends: 3}); err != nil {
 		return fmt.Errorf("build the network: %w", err)
 	}
+	if err := d.startTap(); err != nil {
+		return err
+	}
 	for i, b := range d.topo.Backends {
 		addrs := []string{net.JoinHostPort(b.V4.String(), "8080"), net.JoinHostPort(b.V6.String(), "8080")}
 		if _, err := lab.HTTPServer(b, fmt.Sprintf("backend%d", i+1), addrs...); err != nil {
@@ -102,11 +114,20 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	d.config = filepath.Join(d.dir, "weir.yaml")
+	tap := ", and a box for copies"
+	if err := d.tap.ready(ctx); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		d.printf("there is no box for copies here: %v\n", err)
+		d.tap.proc.Kill()
+		d.tap, tap = nil, ""
+	}
 	if err := d.write(steps[0].weights); err != nil {
 		return err
 	}
-	d.printf("a network of namespaces: 2 clients, a gateway, 3 HTTP servers; nothing of this host is touched\n\n%s\n",
-		indent(d.text(steps[0].weights)))
+	d.printf("a network of namespaces: 2 clients, a gateway, 3 HTTP servers%s; nothing of this host is touched\n\n%s\n",
+		tap, indent(d.text(steps[0].weights)))
 	return d.startWeir(ctx)
 }
 
@@ -118,6 +139,9 @@ func (d *demo) text(weights [3]int) string {
 		for _, a := range []string{h.V4.String(), h.V6.String()} {
 			fmt.Fprintf(&b, "      - {address: %q, weight: %d}\n", net.JoinHostPort(a, "8080"), weights[i])
 		}
+	}
+	if d.tap != nil {
+		b.WriteString(mirrorText())
 	}
 	return b.String()
 }
@@ -176,6 +200,10 @@ func waitReady(sock *net.UnixConn) error {
 
 // traffic runs the load over all steps and returns what the clients saw.
 func (d *demo) traffic(ctx context.Context) (Result, error) {
+	before, err := readClients(d.topo.Clients)
+	if err != nil {
+		return Result{}, err
+	}
 	var loads []*lab.Running
 	for _, c := range d.topo.Clients {
 		l, err := lab.StartLoad(ctx, lab.LoadSpec{Host: c, Network: "http", Targets: []string{vip4, vip6},
@@ -205,7 +233,13 @@ func (d *demo) traffic(ctx context.Context) (Result, error) {
 	for e, n := range final.Errors {
 		d.printf("  %d × %s\n", n, e)
 	}
-	return final, nil
+	after, err := readClients(d.topo.Clients)
+	final.Clients = after.since(before)
+	if d.tap != nil {
+		t := d.tap.end(ctx, final.Clients.Packets)
+		final.Tap = &t
+	}
+	return final, err
 }
 
 // change writes the step's configuration and asks weir to load it.
@@ -276,14 +310,18 @@ func (d *demo) counters() {
 func (d *demo) lookAround() {
 	enter := d.topo.Gateway.EnterCommand()
 	d.printf("\nthe network stays open until Ctrl-C; from another shell:\n")
-	for _, c := range []string{
+	list := []string{
 		"on the gateway:  " + enter,
 		"the rules:       " + enter + " nft list table inet weir",
 		"the counters:    " + enter + " " + d.Binary + " status --config " + d.config,
 		"a packet's way:  " + enter + " " + d.Binary + " explain --live --config " + d.config +
 			" --from 203.0.113.1:40000 --to " + vip4 + "/tcp",
 		"a request:       " + d.topo.Clients[0].EnterCommand() + " curl -s http://" + vip4 + "/",
-	} {
+	}
+	if d.tap != nil {
+		list = append(list, "the copies:      "+d.tap.host.EnterCommand()+" "+d.Binary+" tap "+tapDev)
+	}
+	for _, c := range list {
 		d.printf("  %s\n", c)
 	}
 }
@@ -291,12 +329,7 @@ func (d *demo) lookAround() {
 // close ends what the demo started and removes its files.
 func (d *demo) close() {
 	if d.weir != nil {
-		d.weir.Signal(syscall.SIGTERM)
-		select {
-		case <-d.weir.Done():
-		case <-time.After(5 * time.Second):
-			d.weir.Kill()
-		}
+		stop(d.weir)
 	}
 	if d.topo != nil {
 		d.topo.Net.Close()
@@ -305,6 +338,19 @@ func (d *demo) close() {
 		os.RemoveAll(d.dir)
 	}
 }
+
+// stop tells a process to end, and sees to it.
+func stop(p *lab.Process) {
+	_ = p.Signal(syscall.SIGTERM) // fails only when it has ended
+	select {
+	case <-p.Done():
+	case <-time.After(endPatience):
+		p.Kill()
+	}
+}
+
+// endPatience is how long a process may take to end.
+const endPatience = 5 * time.Second
 
 func indent(s string) string {
 	return "  " + strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n  ") + "\n"

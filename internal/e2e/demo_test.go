@@ -38,7 +38,8 @@ func leftovers(t *testing.T, tmp string) {
 	}
 }
 
-// TestDemo: all backends are served, and no request fails.
+// TestDemo: all backends are served, no request fails, and copies show all that clients sent and
+// got, through changes of the configuration too.
 func TestDemo(t *testing.T) {
 	cmd, tmp := demoCmd(t, "-o", "json")
 	var stderr bytes.Buffer
@@ -50,12 +51,29 @@ func TestDemo(t *testing.T) {
 	var res struct {
 		Requests, Failed int
 		Backends         map[string]int
+		Tap              *struct {
+			Packets, Lost, Flows, Connections, Retransmissions, Resets uint64
+
+			P50 *float64 `json:"answer_p50_ms"`
+		}
+		Clients struct{ Packets, Connections, Retransmissions, Resets uint64 }
 	}
 	if err := json.Unmarshal(out, &res); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if res.Failed != 0 || res.Requests < 200 || len(res.Backends) != 3 {
 		t.Errorf("%+v", res)
+	}
+	c := res.Clients
+	switch got := res.Tap; { // a client may use a port again, so flows are some fewer
+	case got == nil:
+		t.Errorf("nobody looked at copies: %s", stderr.String())
+	case c.Connections != uint64(res.Requests) || c.Packets < 5*c.Connections:
+		t.Errorf("the clients counted %+v for %d requests", c, res.Requests)
+	case got.Packets != c.Packets || got.Connections != c.Connections || got.Flows > c.Connections || got.Flows < c.Connections*9/10 || got.Lost != 0 || got.P50 == nil || *got.P50 <= 0:
+		t.Errorf("copies show %+v, the clients counted %+v", *got, c)
+	case got.Resets != c.Connections || c.Resets < c.Connections: // that is how they end
+		t.Errorf("copies show %d resets, the clients sent %d", got.Resets, c.Resets)
 	}
 	leftovers(t, tmp)
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -21,7 +22,7 @@ func TestMirrorLimit(t *testing.T) {
 	servers := s.serve("udp", s.Backends[:2], 7)
 	got := copies(t, s.Backends[2], lab.HostDev, true)
 	s.write(s.mirrored("limit: 500/hour", "match: {protocol: udp, direction: requests, port: 7}"))
-	s.start()
+	s.start("--metrics", "127.0.0.1:9545")
 	eachFamily(t, func(t *testing.T, f model.Family) {
 		target := netip.AddrPortFrom(vip(f, 1), 7)
 		served := servers[0].Requests() + servers[1].Requests()
@@ -33,6 +34,18 @@ func TestMirrorLimit(t *testing.T) {
 			t.Errorf("%+v, want 50 copies and 350 over the limit", c)
 		}
 		await(t, "copies", func() bool { return got.count(to(target)) == int(c.Made) })
+		labels := fmt.Sprintf(`{family="%s",mirror="look"}`, f)
+		text := s.scrape("http://127.0.0.1:9545/metrics")
+		for _, want := range []string{
+			fmt.Sprintf("weir_mirror_copies_total%s %d\n", labels, c.Made),
+			fmt.Sprintf("weir_mirror_bytes_total%s %d\n", labels, c.Bytes),
+			fmt.Sprintf("weir_mirror_over_limit_packets_total%s %d\n", labels, c.OverLimit),
+			"weir_mirror_running{mirror=\"look\"} 1\n", "weir_up 1\n",
+		} {
+			if !strings.Contains(text, want) {
+				t.Errorf("no %q in\n%s", want, text)
+			}
+		}
 	})
 }
 
@@ -140,7 +153,7 @@ func TestMirrorEnds(t *testing.T) {
 	s.start()
 	box := s.Backends[2]
 	s.must("mirror", "start", "mine", "--to", box.V4.String(), "--to", box.V6.String(), "--port", "7", "--for", "6s")
-	for _, bad := range [][]string{{"--to", s.Backends[0].V4.String()}, {"--to", box.V4.String(), "--sample", "11/10"}, {"--to", s.Inside4.String()}, {"--to", "192.0.2.77"}, {"--port", "7"}} {
+	for _, bad := range [][]string{{"--to", s.Backends[0].V4.String()}, {"--to", box.V4.String(), "--sample", "11/10"}, {"--to", s.Inside4.String()}, {"--to", "192.0.2.77"}, {"--port", "7"}, {"--to", box.V4.String(), "--in", "eth9"}} {
 		if r := s.weir(append([]string{"mirror", "start", "bad"}, bad...)...); r.code != 2 {
 			t.Errorf("%v: %+v", bad, r)
 		}
@@ -198,7 +211,13 @@ func TestMirrorEnds(t *testing.T) {
 func TestMirrorRefused(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, 3)
+	check(t, s.Gateway.Route(netip.MustParsePrefix("198.18.7.0/24"), s.Backends[1].V4, lab.InsideDev))
+	check(t, s.Gateway.Route(netip.MustParsePrefix("2001:db8:77::/48"), s.Backends[1].V6, lab.InsideDev))
 	for _, bad := range []struct{ mirror, want string }{
+		{"{name: a, to: 198.18.7.9}", ":2:25: mirrors[0].to: 198.18.7.9 cannot be the collector: it is on no network of this machine, but behind a gateway; want an address on a network of this machine"},
+		{`{name: a, to: "2001:db8:77::9"}`, ":2:25: mirrors[0].to: 2001:db8:77::9 cannot be the collector: it is on no network of this machine, but behind a gateway"},
+		{"{name: a, to: " + s.Backends[1].V4.String() + "}", "it is the gateway of 198.18.7.0/24"},
+		{"{name: a, to: \"" + s.Backends[1].V6.String() + "\"}", "it is the gateway of 2001:db8:77::/48"},
 		{"{name: a, to: 192.0.2.9}", ":2:25: mirrors[0].to: 192.0.2.9 cannot be the collector: no route"},
 		{"{name: a, to: " + s.Inside4.String() + "}", "it is an address of this machine"},
 		{"{name: a, to: " + s.Backends[2].V4.String() + ", match: {in: eth9}}", `:2:47: mirrors[0].match.in: this machine has no device "eth9"`},

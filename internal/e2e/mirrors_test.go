@@ -50,7 +50,7 @@ func copies(t *testing.T, h *lab.Host, dev string, marked bool) *seen {
 			}
 			is := bin.BigEndian.Uint16(p.Data[6:])&0x8000 != 0
 			if p.Data[0]>>4 == 6 {
-				is = bin.BigEndian.Uint32(p.Data)&0xfffff == 0x77656
+				is = bin.BigEndian.Uint32(p.Data)&0xfcfffff == 55<<22|0x77656
 			}
 			s.mu.Lock()
 			if is == marked {
@@ -220,6 +220,13 @@ func TestMirrorLocal(t *testing.T) {
 			target := netip.AddrPortFrom(vip(f, 1), 7)
 			quiet(t, got, real)
 			a, b, c, d := real.count(to(target)), real.count(from(target)), got.count(to(target)), got.count(from(target))
+			out := func() (n uint64) {
+				for _, l := range s.status("own").Listeners {
+					n += l.PacketsOut
+				}
+				return n
+			}
+			counted := out()
 			for range 5 {
 				s.ask(t, s.Clients[0], "tcp", target)
 			}
@@ -227,6 +234,10 @@ func TestMirrorLocal(t *testing.T) {
 				n := real.count(to(target)) - a
 				return n >= 20 && n == got.count(to(target))-c && real.count(from(target))-b == got.count(from(target))-d
 			})
+			quiet(t, got, real)
+			if n, m := out()-counted, real.count(from(target))-b; int(n) != m {
+				t.Errorf("weir counted %d packets from its listener, which sent %d", n, m)
+			}
 			other := netip.AddrPortFrom(addrOf(s.Backends[0], f), 9)
 			n, m := got.count(to(other)), got.count(from(other))
 			real := copies(t, s.Backends[0], lab.HostDev, false)

@@ -347,6 +347,9 @@ func TestSteeringDirectMirrored(t *testing.T) {
 	d.startSteering(d.steeredDirectly(groups(group("all", d.Backends[:2]...))) +
 		fmt.Sprintf("mirrors:\n  - {name: look, to: [%q, %q], match: {from: [%s, %q]}}\n", box.V4, box.V6, lab.ClientNet4, lab.ClientNet6))
 	d.setUp("steered", 1, "udp")
+	needTool(t, "nft") // others' marks make no difference
+	_, err := d.Gateway.Run("sh", "-ec", "nft -f - <<'end'\ntable inet others {\nchain in {\ntype filter hook prerouting priority -350\nmeta mark set 0x1\n}\n}\nend\n")
+	check(t, err)
 	for _, f := range families {
 		d.ask(t, d.Clients[0], "udp", netip.AddrPortFrom(vip(f, 1), 7))
 	}

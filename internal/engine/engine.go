@@ -81,6 +81,7 @@ var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}
 type Engine struct {
 	Kernel    Kernel
 	Addresses Addresses // nil: addresses are not weir's business
+	Tunnels   Tunnels   // nil: tunnels are not weir's business
 	Wires     Wires     // nil: the box is taken for what services with direct return need
 	// Blocked is what blocklists come to, for the next Apply; nil: nothing is blocked.
 	Blocked *blocklist.Compiled
@@ -114,6 +115,7 @@ type Report struct {
 	Delta     *ruleset.Delta
 	Moves     []plan.Move
 	Addresses vip.Report
+	Tunnels   TunnelReport
 	Forgotten int           // sticky clients whose backend went
 	Read      time.Duration // time to read what was there; 0 if it was known
 	Plan      time.Duration
@@ -154,7 +156,7 @@ func (e *Engine) Apply(ctx context.Context, cfg *model.Config) (Report, error) {
 	}
 	n, err := e.forget(ctx, old)
 	rep.Forgotten = n
-	return rep, errors.Join(err, e.switches(ctx), e.addresses(ctx, &rep))
+	return rep, errors.Join(err, e.switches(ctx), e.devices(ctx, &rep))
 }
 
 // Repair makes the kernel do again what it did after the last Apply, if it does not. The
@@ -167,13 +169,13 @@ func (e *Engine) Repair(ctx context.Context) (Report, error) {
 	}
 	if e.have != nil && same {
 		rep.Delta = &ruleset.Delta{}
-		return rep, e.addresses(ctx, &rep)
+		return rep, e.devices(ctx, &rep)
 	}
 	e.have = nil
 	if err := e.commitAs(ctx, e.plan, readAgain(e.plan.Ruleset), &rep); err != nil {
 		return rep, err
 	}
-	return rep, errors.Join(e.switches(ctx), e.addresses(ctx, &rep))
+	return rep, errors.Join(e.switches(ctx), e.devices(ctx, &rep))
 }
 
 // Plan returns the plan that was applied last, nil before the first.
@@ -333,6 +335,6 @@ func (e *Engine) Clear(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	e.plan = empty
-	err := e.addresses(ctx, &rep)
-	return !rep.Delta.Empty() || len(rep.Addresses.Removed) > 0, err
+	err := e.devices(ctx, &rep)
+	return !rep.Delta.Empty() || len(rep.Addresses.Removed)+len(rep.Tunnels.Removed) > 0, err
 }

@@ -89,6 +89,7 @@ type Loop struct {
 	pooled // egress pools
 
 	mirror     mirrorBook
+	unsent     unsent        // of mirrors
 	book       keep.Record   // what is kept of configurations
 	before     *model.Config // to go back to, while a change waits
 	unkept     bool          // the book is not on disk
@@ -198,7 +199,7 @@ func (l *Loop) prepare() {
 		l.Results = NewInbox()
 	}
 	l.roster = NewRoster(l.resumed())
-	l.mirror.known = l.Memory.Mirrors
+	l.mirror = newMirrorBook(l.Memory.Mirrors)
 	l.trackers = map[Member]*health.Tracker{}
 	if l.Lists != nil {
 		l.fencer = newFencer(l.Lists, l.Engine.Fence(), l.After)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"time"
 
 	"weir/internal/model"
 	"weir/internal/nft"
@@ -64,34 +65,44 @@ func (l *Loop) lookAtReturned(ctx context.Context, cfg *model.Config, f model.Fa
 	return nil
 }
 
-// cameBack stops the mirrors whose copies may be those that came in: those with a collector by
-// that device or, if there is none, all of the family.
+// cameBack stops the mirrors with a collector by the device that copies came in by. Copies by
+// another device are dropped as well, but anybody out there could send packets with their mark:
+// that is only said.
 func (l *Loop) cameBack(cfg *model.Config, f model.Family, dev string, n uint64) {
-	var near, all []*model.Mirror
+	near := 0
 	for _, m := range cfg.Mirrors {
-		if a := m.Collector(f); a.IsValid() {
-			all = append(all, m)
-			if l.way(a).Device == dev {
-				near = append(near, m)
-			}
+		if !m.Collector(f).IsValid() || !l.comesBy(m, f, dev) {
+			continue
 		}
-	}
-	if len(near) == 0 {
-		near = all
-	}
-	for _, m := range near {
+		near++
 		s := l.mirror.find(m.Name)
 		if s == nil || s.Stopped != "" {
 			continue
 		}
 		s.Stopped = fmt.Sprintf("%d of its copies came in again by %s: the collector %s, or who is behind it, sends copies on; switch forwarding off there (weir tap does), then weir mirror start %s",
-			n, dev, m.Collector(f), m.Name)
+			n, dev, m.CollectorOf(f), m.Name)
 		s.At = l.Now()
 		l.Log.Warn("mirror stopped", "mirror", m.Name, "reason", s.Stopped)
 		l.note(Event{Kind: "mirror", Mirror: m.Name, Message: "stopped: " + s.Stopped})
 		l.pending, l.unsaved = true, true
 	}
+	if said := l.mirror.strayed[dev]; near == 0 && (said.IsZero() || l.Now().Sub(said) >= sayAgain) {
+		l.mirror.strayed[dev] = l.Now()
+		words := fmt.Sprintf("%d packets with the mark of copies came in by %s, where no collector is, and were dropped: somebody sends copies on, or forges them", n, dev)
+		l.Log.Warn(words)
+		l.note(Event{Kind: "mirror", Message: words})
+	}
 }
+
+// comesBy reports whether dev is the device by which a mirror's collector is reached: by a tunnel,
+// its own and that which leads to the other end.
+func (l *Loop) comesBy(m *model.Mirror, f model.Family, dev string) bool {
+	return l.wayOf(m, f).Device == dev || m.VXLAN.ID != 0 && l.way(m.VXLAN.Remote).Device == dev
+}
+
+// sayAgain is how often it is said that copies come in where no collector is, or that a queue
+// drops them.
+const sayAgain = time.Minute
 
 func (l *Loop) way(a netip.Addr) Way {
 	if l.Ways == nil {
@@ -108,29 +119,76 @@ func (l *Loop) lookAtCollectors(ctx context.Context, cfg *model.Config, f model.
 		return
 	}
 	b := &l.mirror
-	if b.lost == nil {
-		b.lost, b.sent, b.lostSaid = map[netip.Addr]uint64{}, map[netip.Addr]uint64{}, map[netip.Addr]bool{}
-	}
 	for _, m := range cfg.Mirrors {
 		a := m.Collector(f)
-		if !a.IsValid() {
+		if !a.IsValid() || m.Off {
 			continue
 		}
-		w := l.way(a)
-		gone := w.Lost() || w.Device == "" && l.Ways != nil
+		w := l.wayOf(m, f)
+		l.lookAtQueue(m, f)
+		gone := l.gone(m, f, w)
 		if before, known := b.sent[a]; w.Lost() && known && sent[a] > before {
 			b.lost[a] += sent[a] - before
 		}
 		b.sent[a] = sent[a]
 		if gone != b.lostSaid[a] {
 			b.lostSaid[a] = gone
-			words := fmt.Sprintf("collector %s answers again", a)
-			if gone {
-				words = fmt.Sprintf("collector %s does not answer: copies go nowhere", a)
+			words := fmt.Sprintf("collector %s answers again", m.CollectorOf(f))
+			if gone != "" {
+				words = gone + ": copies go nowhere"
 			}
 			l.Log.Warn(words, "mirror", m.Name)
 			l.note(Event{Kind: "mirror", Mirror: m.Name, Message: words})
 		}
+	}
+}
+
+// gone says why copies do not get to the collector of m, "" if they may.
+func (l *Loop) gone(m *model.Mirror, f model.Family, w Way) string {
+	to := m.CollectorOf(f).String()
+	switch tunnel := m.VXLAN.ID != 0; {
+	case l.Ways == nil:
+	case tunnel && l.way(m.VXLAN.Remote).Device == "":
+		return "no route of this machine leads to collector " + to
+	case tunnel && w.Device != m.VXLAN.Device():
+		return "the tunnel to collector " + to + " is not there"
+	case w.Device == "" || !w.OnLink:
+		return "no network of this machine leads to collector " + to
+	case w.Lost():
+		return "collector " + to + " does not answer"
+	}
+	return ""
+}
+
+// queueDrops is what the queue of a device by which collectors are reached has dropped.
+type queueDrops struct {
+	last  uint64 // at the last look
+	total uint64 // since the first look
+	said  time.Time
+}
+
+// lookAtQueue counts what the queue of a collector's device drops, and tells of it.
+func (l *Loop) lookAtQueue(m *model.Mirror, f model.Family) {
+	w := l.way(m.CollectorOf(f))
+	if w.Device == "" || !w.OnLink && m.VXLAN.ID == 0 {
+		return
+	}
+	l.mirror.by[m.Collector(f)] = w.Device
+	q := l.mirror.queues[w.Device]
+	if q == nil {
+		q = &queueDrops{last: w.Dropped}
+		l.mirror.queues[w.Device] = q
+	}
+	if w.Dropped < q.last { // the device or its queue is another
+		q.last = 0
+	}
+	n := w.Dropped - q.last
+	q.last, q.total = w.Dropped, q.total+n
+	if now := l.Now(); n > 0 && (q.said.IsZero() || now.Sub(q.said) >= sayAgain) {
+		q.said = now
+		words := fmt.Sprintf("the queue of %s, by which collector %s is reached, dropped %d packets: copies are lost; want a sample, a limit or a faster link", w.Device, m.CollectorOf(f), n)
+		l.Log.Warn(words, "mirror", m.Name)
+		l.note(Event{Kind: "mirror", Mirror: m.Name, Message: words})
 	}
 }
 

@@ -29,6 +29,8 @@ var ErrNoMirror = errors.New("no such mirror")
 type Way struct {
 	Device    string // "" where no route leads there
 	OnLink    bool   // it is on a network of the box, and no address of its own
+	Dropped   uint64 // packets that the device's queue dropped, whoever sent them, since the device came
+	Errors    uint64 // packets that the device of a tunnel could not send
 	Neighbour string // "reachable", "stale", "delay", "probe", "failed", "incomplete", …; "" for unknown
 }
 
@@ -54,7 +56,7 @@ func mirrorText(m *model.Mirror) string {
 
 // check says what of a mirror that was read back cannot have been said.
 func (s *MirrorMemory) check() error {
-	if m := s.Own; m != nil && (m.Name != s.Name || len(m.To) == 0 || m.Take < 1 || m.Of < m.Take || m.Of > model.MaxSample || m.Rate < 0) {
+	if m := s.Own; m != nil && (m.VXLAN.ID > model.MaxVXLAN || m.Name != s.Name || len(m.To) == 0 || m.Take < 1 || m.Of < m.Take || m.Of > model.MaxSample || m.Rate < 0) {
 		return fmt.Errorf("mirror %q is none", s.Name)
 	}
 	return nil
@@ -64,9 +66,17 @@ func (s *MirrorMemory) check() error {
 type mirrorBook struct {
 	known    []*MirrorMemory
 	returned map[model.Family]map[string]uint64 // copies that came in again, by device; nil: not looked yet
+	strayed  map[string]time.Time               // when it was said last that copies came by a device without a collector
 	lost     map[netip.Addr]uint64              // copies that nobody's neighbour got
 	sent     map[netip.Addr]uint64              // at the last look
-	lostSaid map[netip.Addr]bool
+	lostSaid map[netip.Addr]string              // why copies go nowhere, as it was told
+	queues   map[string]*queueDrops             // by device
+	by       map[netip.Addr]string              // the device by which a collector was reached last
+}
+
+func newMirrorBook(known []*MirrorMemory) mirrorBook {
+	return mirrorBook{known: known, strayed: map[string]time.Time{}, lost: map[netip.Addr]uint64{}, sent: map[netip.Addr]uint64{},
+		lostSaid: map[netip.Addr]string{}, queues: map[string]*queueDrops{}, by: map[netip.Addr]string{}}
 }
 
 func (b *mirrorBook) find(name string) *MirrorMemory {
@@ -142,8 +152,16 @@ func (l *Loop) mirrors(cfg *model.Config) *model.Config {
 	if l.mirror.sync(cfg, now) {
 		l.unsaved = true
 	}
+	if l.mirror.usurp(cfg) {
+		l.unsaved = true
+	}
 	next := *cfg
 	next.Mirrors = l.mirror.all(cfg, now)
+	for _, m := range next.Mirrors { // what queues drop is counted from now on
+		for _, f := range m.Families() {
+			l.lookAtQueue(m, f)
+		}
+	}
 	l.Engine.MirrorEnds = map[string]time.Time{}
 	for _, s := range l.mirror.known {
 		if !s.Until.IsZero() {
@@ -158,6 +176,16 @@ func (l *Loop) StartMirror(ctx context.Context, by *state.Operator, name string,
 	var err error
 	return firstError(l.Do(ctx, func() {
 		now, s := l.Now(), l.mirror.find(name)
+		is := m
+		if is == nil && s != nil {
+			is = s.of(l.file)
+		}
+		if is != nil {
+			if other := l.mirror.tunnelOf(is, l.file); other != "" {
+				err = fmt.Errorf("mirror %s has the network identifier %d already; want another", other, is.VXLAN.ID)
+				return
+			}
+		}
 		switch {
 		case m == nil && s == nil:
 			err = fmt.Errorf("%w: %s", ErrNoMirror, name)
@@ -177,7 +205,7 @@ func (l *Loop) StartMirror(ctx context.Context, by *state.Operator, name string,
 		if by != nil {
 			s.By = by.String()
 		}
-		if is := s.of(l.file); is != nil && is.For > 0 {
+		if is != nil && is.For > 0 {
 			s.Until = now.Add(is.For)
 		}
 		l.saidOfMirror(by, name, "mirror start")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"sync"
 	"time"
 
 	"weir/internal/model"
@@ -30,7 +31,9 @@ type MirrorStatus struct {
 
 // MirrorCollector is what became of the copies of one family, in packets, since its rules came.
 type MirrorCollector struct {
+	Family    string     `json:"family"` // "ip" or "ip6"
 	Collector netip.Addr `json:"collector"`
+	VXLAN     uint32     `json:"vxlan,omitempty"`     // network identifier of the tunnel to it
 	Device    string     `json:"device,omitempty"`    // by which it is reached
 	Neighbour string     `json:"neighbour,omitempty"` // the state of its link address: "reachable", "stale", "failed", …
 	Made      uint64     `json:"made"`                // copies that were to be made: those sent and those that failed
@@ -40,6 +43,9 @@ type MirrorCollector struct {
 	Failed MirrorFailed `json:"failed"`
 	// Returned is copies of this family, of all mirrors, that came in again, and were dropped.
 	Returned uint64 `json:"returned"`
+	// QueueDropped is packets that the queue of the device dropped since weir looks at it, whoever
+	// sent them: copies that a slow link has no room for are among them.
+	QueueDropped uint64 `json:"queue_dropped"`
 }
 
 // MirrorFailed is copies that did not arrive, by why.
@@ -47,6 +53,7 @@ type MirrorFailed struct {
 	NoRoute     uint64 `json:"no_route"`     // or no memory for it
 	NoNeighbour uint64 `json:"no_neighbour"` // nobody answers at the address; looked at once a second
 	TooBig      uint64 `json:"too_big"`      // for the link; of the family, at least
+	Tunnel      uint64 `json:"tunnel"`       // the tunnel could not send it, of both families, since its device came
 }
 
 // MirrorList returns all mirrors, those of the file first.
@@ -56,7 +63,7 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		MirrorMemory
 	}
 	var items []item
-	lost := map[netip.Addr]uint64{}
+	lost, queues := map[netip.Addr]uint64{}, map[netip.Addr]uint64{}
 	now := time.Time{}
 	err := l.Do(ctx, func() {
 		now = l.Now()
@@ -68,10 +75,18 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		for a, n := range l.mirror.lost {
 			lost[a] = n
 		}
+		for a, dev := range l.mirror.by {
+			queues[a] = l.mirror.queues[dev].total
+		}
 	})
 	if err != nil {
 		return nil, err
 	}
+	if len(items) == 0 {
+		return []MirrorStatus{}, nil
+	}
+	l.unsent.mu.Lock()
+	defer l.unsent.mu.Unlock()
 	counts := map[model.Family]mirrorCounts{}
 	for _, f := range bothFamilies {
 		if counts[f], err = readMirrorCounts(ctx, k, f); err != nil {
@@ -97,25 +112,49 @@ func (l *Loop) MirrorList(ctx context.Context, k Counters) ([]MirrorStatus, erro
 		}
 		for _, f := range m.Families() {
 			a, c := m.Collector(f), counts[f]
-			w := l.way(a)
+			w := l.wayOf(m, f)
+			if !w.OnLink {
+				w = Way{Errors: w.Errors} // a gateway's would say nothing of the collector
+			}
 			made := c.mirrored[plan.MirrorKey(m.Name, plan.CopiesMade)]
-			mc := MirrorCollector{Collector: a, Device: w.Device, Neighbour: w.Neighbour, Made: made.Packets, Bytes: made.Bytes,
-				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned}
+			mc := MirrorCollector{Family: f.String(), Collector: m.CollectorOf(f), VXLAN: m.VXLAN.ID, Device: w.Device, Neighbour: w.Neighbour, Made: made.Packets, Bytes: made.Bytes,
+				OverLimit: c.mirrored[plan.MirrorKey(m.Name, plan.CopiesOver)].Packets, Returned: c.returned, QueueDropped: queues[a]}
 			all := uint64(0)
 			for _, o := range items {
 				if o.Collector(f) == a {
 					all += c.mirrored[plan.MirrorKey(o.Mirror.Name, plan.CopiesMade)].Packets
 				}
 			}
-			mc.Failed = MirrorFailed{NoNeighbour: lost[a], TooBig: c.tooBig}
-			if sent := c.sent[a]; all > sent {
-				mc.Failed.NoRoute = all - sent
-			}
+			mc.Failed = MirrorFailed{NoNeighbour: lost[a], TooBig: c.tooBig, Tunnel: w.Errors}
+			mc.Failed.NoRoute = l.unsent.of(a, all, c.sent[a])
 			st.Families = append(st.Families, mc)
 		}
 		out = append(out, st)
 	}
 	return out, nil
+}
+
+// unsent is how many copies to each collector found no route. What is on its way between two
+// looks makes the difference of counters too small for a moment; what is told never gets smaller.
+type unsent struct {
+	mu    sync.Mutex // held from the look at the counters on
+	made  map[netip.Addr]uint64
+	after map[netip.Addr]uint64
+}
+
+// of returns what it is, with what was made and sent by now.
+func (u *unsent) of(a netip.Addr, made, sent uint64) uint64 {
+	if u.made == nil {
+		u.made, u.after = map[netip.Addr]uint64{}, map[netip.Addr]uint64{}
+	}
+	if made < u.made[a] { // the counters begin anew
+		u.after[a] = 0
+	}
+	u.made[a] = made
+	if made > sent {
+		u.after[a] = max(u.after[a], made-sent)
+	}
+	return u.after[a]
 }
 
 type mirrorCounts struct {

@@ -41,6 +41,7 @@ func (rep Report) Outcome() Outcome {
 	if len(out.Removed) > 0 {
 		words = append(words, "addresses removed: "+strings.Join(out.Removed, ", "))
 	}
+	words = append(words, rep.Tunnels.words()...)
 	for _, h := range rep.Addresses.Foreign {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%s is on %s already, put there by somebody else: it stays as it is, also when weir goes",
 			h.Prefix.Addr(), h.Dev))

@@ -5,6 +5,7 @@ package metrics
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -29,6 +30,8 @@ type Source interface {
 	Uncounted() ruleset.Count
 	// Usage returns what view's egress pools had in use at the last look at them.
 	Usage(view engine.View) engine.EgressStatus
+	// Mirrors returns all mirrors.
+	Mirrors(ctx context.Context) ([]engine.MirrorStatus, error)
 }
 
 // timeout bounds one look.
@@ -109,7 +112,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, m := range append(egressMetrics, []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
+	for _, m := range append(slices.Concat(egressMetrics, mirrorMetrics), []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
 		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt,
 		steerUp, steerRule, steerMember, steerNobody, steerEnds, queuePackets, queueWaiting, queuePast,
 		listEntries, listOK, listRead, blockedPkts, blockedSize}...) {
@@ -154,8 +157,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		w.put(uncounted, float64(c.weir.Uncounted().Packets))
 	}
 	w.egress(c.weir.Usage(view))
+	mirrors, mirrorErr := c.weir.Mirrors(ctx)
+	w.mirrors(mirrors)
 	st, err := c.weir.Status(ctx, view, "")
-	w.yes(up, err == nil)
+	w.yes(up, err == nil && mirrorErr == nil)
 	if err != nil {
 		return
 	}

@@ -65,6 +65,21 @@ func (f fake) Usage(engine.View) engine.EgressStatus {
 			{Address: netip.MustParseAddr("2001:db8::1"), State: "draining", Ports: 400}}}}}
 }
 
+func (f fake) Mirrors(context.Context) ([]engine.MirrorStatus, error) {
+	a, b, far := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("2001:db8:9::9"), netip.MustParseAddr("192.0.2.9")
+	failed := engine.MirrorFailed{NoRoute: 31, NoNeighbour: 32, TooBig: 33}
+	return []engine.MirrorStatus{
+		{Name: "analysis", State: "running", Families: []engine.MirrorCollector{
+			{Family: "ip", Collector: a, Device: "eth2", Made: 100, Bytes: 4000, OverLimit: 30, Failed: failed, Returned: 34, QueueDropped: 35},
+			{Family: "ip6", Collector: b, Device: "eth2", Made: 200, Bytes: 8000, QueueDropped: 35}}},
+		{Name: "far", State: "running", Families: []engine.MirrorCollector{
+			{Family: "ip", Collector: far, VXLAN: 7, Device: "weir-vx7", Made: 300, Bytes: 9000, Failed: engine.MirrorFailed{Tunnel: 36}, QueueDropped: 37},
+			{Family: "ip6", Collector: far, VXLAN: 7, Device: "weir-vx7", Failed: engine.MirrorFailed{NoNeighbour: 38, Tunnel: 36}, QueueDropped: 37}}},
+		{Name: "look", State: "stopped", Reason: "by an operator", Families: []engine.MirrorCollector{
+			{Family: "ip", Collector: a, Device: "eth2", Made: 1, Bytes: 40, Failed: failed, Returned: 34, QueueDropped: 35}}},
+	}, nil
+}
+
 func (f fake) Counts() map[string]uint64 { return map[string]uint64{"state": 4, "reload": 1} }
 
 // ask returns what Prometheus would get, without the metrics of the process.

@@ -61,8 +61,8 @@ func copyMark(f model.Family) (off uint32, mask, value string) {
 	if f == model.IPv4 {
 		return 6, "\x80\x00", "\x80\x00"
 	}
-	label := binary.BigEndian.AppendUint32(nil, ruleset.CopyLabel)
-	return 1, "\x0f\xff\xff", string(label[1:])
+	// Version, DSCP, ECN and flow label (RFC 8200 section 3).
+	return 0, "\x0f\xcf\xff\xff", string(binary.BigEndian.AppendUint32(nil, ruleset.CopyDSCP<<22|ruleset.CopyLabel))
 }
 
 func (r *ruleEnc) hasCopyMark(base, at uint32, f model.Family) {

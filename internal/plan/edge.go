@@ -164,7 +164,7 @@ var edgeHooks = []edgeHook{
 	{"early", "filter", ruleset.Prerouting, -300,
 		"after defragmentation (-400), so that ports are there, and before conntrack (-200)",
 		func(u usage, _ *edgePlan) []ruleset.Rule { return early(u) }},
-	{"early-out", "filter", ruleset.Output, -300,
+	{chainEarlyOut, "filter", ruleset.Output, -300,
 		"the same for what the box sends",
 		func(u usage, _ *edgePlan) []ruleset.Rule { return keepFromConntrackOut(u) }},
 	{chainEdgeIn, "filter", ruleset.Input, 0,
@@ -181,7 +181,7 @@ var edgeHooks = []edgeHook{
 		func(u usage, _ *edgePlan) []ruleset.Rule {
 			return inEither(u, localNew, askedKey, "new connection to a listener of the box", nil)
 		}},
-	{"local-out", "filter", ruleset.Output, 99,
+	{chainLocalOut, "filter", ruleset.Output, 99,
 		"packets from the box's own services",
 		func(u usage, _ *edgePlan) []ruleset.Rule {
 			return inEither(u, localOut, answerKey, "from a listener of the box", nil)

@@ -18,6 +18,8 @@ const MirrorsTableName = "weir-mirrors"
 const (
 	chainCopiesIn  = "copies-in"  // copies that come in, and what is said of copies
 	chainCopiesOut = "copies-out" // copies on their way out
+	chainEarlyOut  = "early-out"  // of the table of services: packets of the box's own without conntrack
+	chainLocalOut  = "local-out"  // and of the others
 	chainEarly     = "early"      // packets before any translation
 	chainLate      = "late"       // and after all of it
 
@@ -50,6 +52,15 @@ var mirrorHooks = []mirrorHook{
 	{ruleset.Postrouting, 310, "sources are translated (100), helpers are done (300)", chainLate},
 	{ruleset.Input, 310, "the same for what the box gets", chainLate},
 }
+
+// A copy is told from those that others make (iptables TEE) by a packet mark: the original has
+// it while it is copied, and gets back what it had. One that has a mark of its own keeps that.
+const copyMark uint32 = 0x77656972
+
+var (
+	wholeMark = ruleset.Mark{Mask: 1<<32 - 1}
+	hasMark   = ruleset.MarkIs{Mark: wholeMark, Not: true}
+)
 
 // What a mirror counts.
 const (
@@ -141,7 +152,11 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	var collectors, ported []string
 	for _, m := range mirrors {
 		collectors = append(collectors, string(ruleset.AppendAddr(nil, m.Collector(f))))
+		if m.VXLAN.ID != 0 && model.FamilyOf(m.VXLAN.Remote) == f {
+			collectors = append(collectors, string(ruleset.AppendAddr(nil, m.VXLAN.Remote)))
+		}
 	}
+	t.tunnels(mirrors)
 	for _, p := range portedProtos {
 		ported = append(ported, string(ruleset.AppendByte(nil, uint8(p))))
 	}
@@ -209,13 +224,16 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 			{Comment: "a copy that comes in again: count it", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f},
 				ruleset.Update{Set: setReturned, Key: ruleset.Key{ruleset.IIFName}}}},
 			{Comment: "it is no packet of production", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, drop}},
-		}, t.errorRules()...)
+		}, append(t.tunnelIn(), t.errorRules()...)...)
 	case chainCopiesOut:
-		return append(t.errorRules(),
-			ruleset.Rule{Comment: "a copy: count it", Stmts: []ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked},
-				collector(ruleset.NextHop(t.f)), ruleset.Update{Set: setSent, Key: ruleset.Key{ruleset.NextHop(t.f)}}}},
-			ruleset.Rule{Comment: "mark it, to be known again", Stmts: []ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked},
-				collector(ruleset.NextHop(t.f)), ruleset.MarkCopy{Family: t.f}, accept}})
+		copied := func(words string, then ...ruleset.Stmt) ruleset.Rule {
+			return ruleset.Rule{Comment: words, Stmts: append([]ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked}, hasMark}, then...)}
+		}
+		return slices.Concat(t.errorRules(), t.tunnelOut(), []ruleset.Rule{
+			copied("a copy: count it", collector(ruleset.NextHop(t.f)), ruleset.Update{Set: setSent, Key: ruleset.Key{ruleset.NextHop(t.f)}}),
+			copied("mark it, to be known again", collector(ruleset.NextHop(t.f)), ruleset.MarkCopy{Family: t.f}, ruleset.SetMark{Mark: wholeMark}, accept),
+		}, t.sentOn(h), []ruleset.Rule{
+			copied("no way to the collector: who routes would send it where the original goes", drop)})
 	}
 	rules := []ruleset.Rule{
 		{Comment: "no copy of a copy", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, accept}},
@@ -327,129 +345,6 @@ func b2u(b bool) int {
 	return 0
 }
 
-// matchSets adds the sets that match looks into.
-func (t *mirrorTable) matchSets(m *model.Mirror) {
-	x := &m.Match
-	if len(x.Devices) > 0 {
-		var keys []string
-		for _, d := range x.Devices {
-			keys = append(keys, string(ruleset.AppendDevice(nil, d)))
-		}
-		t.fill(setSpec{Name: mirrorChain(m, "devices"), Key: ruleset.Types{ruleset.IfName}}, keys)
-	}
-	for name, list := range map[string][]netip.Prefix{"from": x.From, "to": x.To} {
-		if len(list) > 0 {
-			t.fillSpans(mirrorChain(m, name), ruleset.Types{ruleset.AddrType(t.f)}, spanElements("", prefixSpans(list, t.f)))
-		}
-	}
-	if len(x.Ports) > 0 {
-		var elems []ruleset.Element
-		for _, p := range portedOf(x) {
-			for _, r := range x.Ports {
-				elems = append(elems, portElement(ruleset.AppendByte(nil, uint8(p)), r))
-			}
-		}
-		t.fillSpans(mirrorChain(m, "ports"), ruleset.Types{ruleset.Protocol, ruleset.Port}, elems)
-	}
-	if s := t.cfg.Service(x.Service); s != nil {
-		var elems []ruleset.Element
-		for _, l := range s.Listen {
-			if l.Family() == t.f {
-				elems = append(elems, portElement(ruleset.AppendByte(ruleset.AppendAddr(nil, l.Addr), uint8(l.Proto)), l.Ports))
-			}
-		}
-		t.fillSpans(mirrorChain(m, "listeners"), listenerKey(t.f), elems)
-	}
-}
-
-// portedOf returns the protocols that ports are of.
-func portedOf(x *model.MirrorMatch) []model.Proto {
-	if x.Proto != 0 {
-		return []model.Proto{x.Proto}
-	}
-	return portedProtos
-}
-
-// portElement returns the element of all of before, and ports. Its end is given in any case: the
-// kernel takes no single keys in sets whose keys are several ranges.
-func portElement(before []byte, r model.PortRange) ruleset.Element {
-	el := ruleset.Element{Key: string(ruleset.AppendPort(slices.Clip(before), r.Lo))}
-	if r.Hi != r.Lo {
-		el.KeyEnd = string(ruleset.AppendPort(slices.Clip(before), r.Hi))
-	}
-	return el
-}
-
-// matches is what a packet of that side must be: one of those.
-func (t *mirrorTable) matches(m *model.Mirror, s side) [][]ruleset.Stmt {
-	x := &m.Match
-	client, server, port := ruleset.Saddr(t.f), ruleset.Daddr(t.f), ruleset.DPort
-	// The device on the side that is looked at: in for client, out for backend.
-	device := ruleset.IIFName
-	if (s == requestSide) == m.Backend {
-		device = ruleset.OIFName
-	}
-	if s == answerSide {
-		client, server, port = server, client, ruleset.SPort
-	}
-	var out []ruleset.Stmt
-	look := func(set string, key ...ruleset.Expr) {
-		out = append(out, ruleset.InSet{Key: key, Set: mirrorChain(m, set)})
-	}
-	if len(x.Devices) > 0 {
-		look("devices", device)
-	}
-	if x.Proto != 0 && len(x.Ports) == 0 {
-		out = append(out, ruleset.IsProto(x.Proto))
-	}
-	if len(x.Ports) > 0 {
-		look("ports", ruleset.L4Proto, port)
-	}
-	if len(x.From) > 0 {
-		look("from", client)
-	}
-	if len(x.To) > 0 {
-		look("to", server)
-	}
-	if service := t.cfg.Service(x.Service); service != nil {
-		if m.Backend && !service.Local() {
-			return t.askedFor(m, service, out)
-		}
-		look("listeners", server, ruleset.L4Proto, port)
-	}
-	return [][]ruleset.Stmt{out}
-}
-
-// askedFor is match for connections that asked for a listener of the service. The protocol is
-// matched because nft knows the type of a connection's port only then.
-func (t *mirrorTable) askedFor(m *model.Mirror, s *model.Service, match []ruleset.Stmt) (out [][]ruleset.Stmt) {
-	for _, p := range portedProtos {
-		if slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == p && l.Family() == t.f }) {
-			out = append(out, append(slices.Clone(match), ruleset.IsProto(p), ruleset.Translated{},
-				ruleset.InSet{Key: listenedKey(t.f), Set: mirrorChain(m, "listeners")}))
-		}
-	}
-	return out
-}
-
-// sampleRules choose flows: by the hash of client and server, so that both sides of one agree.
-func (t *mirrorTable) sampleRules(m *model.Mirror, s side) []ruleset.Rule {
-	key := ruleset.Key{ruleset.Saddr(t.f), ruleset.Daddr(t.f), ruleset.SPort, ruleset.DPort}
-	if s == answerSide {
-		key = ruleset.Key{ruleset.Daddr(t.f), ruleset.Saddr(t.f), ruleset.DPort, ruleset.SPort}
-	}
-	chosen := func(key ruleset.Key) ruleset.Below {
-		return ruleset.Below{Expr: ruleset.Hash{Key: key, Mod: m.Of, Seed: t.cfg.HashSeed}, N: m.Take}
-	}
-	ported := ruleset.InSet{Key: ruleset.Key{ruleset.L4Proto}, Set: setPorted}
-	found := ruleset.Verdict{Kind: ruleset.GotoChain, Chain: mirrorChain(m, "copy")}
-	return []ruleset.Rule{
-		{Comment: "by addresses and ports", Stmts: []ruleset.Stmt{ported, chosen(key), found}},
-		{Comment: "not in the sample", Stmts: []ruleset.Stmt{ported, ruleset.Verdict{Kind: ruleset.ReturnBack}}},
-		{Comment: "what has no ports: by addresses", Stmts: []ruleset.Stmt{chosen(key[:2]), found}},
-	}
-}
-
 // copyRules make the copy, unless the mirror has ended or has made enough.
 func (t *mirrorTable) copyRules(m *model.Mirror) []ruleset.Rule {
 	id, back := MirrorID(m.Name), ruleset.Verdict{Kind: ruleset.ReturnBack}
@@ -466,7 +361,9 @@ func (t *mirrorTable) copyRules(m *model.Mirror) []ruleset.Rule {
 	}
 	// Counting is a rule of its own: a set that is full must not keep the copy from being made.
 	copied := []ruleset.Rule{{Comment: "count it", Stmts: []ruleset.Stmt{count(CopiesMade)}},
-		{Comment: "the copy", Stmts: []ruleset.Stmt{ruleset.Dup{To: m.Collector(t.f)}}}}
+		{Comment: "the copy, which takes a mark along", Stmts: []ruleset.Stmt{ruleset.MarkIs{Mark: wholeMark},
+			ruleset.SetMark{Mark: wholeMark, Value: copyMark}, ruleset.Dup{To: m.Collector(t.f)}, ruleset.SetMark{Mark: wholeMark}}},
+		{Comment: "the copy of a packet that has one", Stmts: []ruleset.Stmt{hasMark, ruleset.Dup{To: m.Collector(t.f)}}}}
 	if m.Rate == 0 {
 		return append(rules, copied...)
 	}
@@ -493,4 +390,19 @@ func (p *Plan) ruleset() *ruleset.Ruleset {
 		return nil
 	}
 	return p.Ruleset
+}
+
+// leaveOutCopies keeps copies from being counted as packets of the box's own services: they pass
+// output too, and are of no connection by which others are told apart.
+func leaveOutCopies(chains []*ruleset.Chain) {
+	for _, c := range chains {
+		if c.Name != chainLocalOut && c.Name != chainEarlyOut {
+			continue
+		}
+		var rules []ruleset.Rule
+		for _, f := range families {
+			rules = append(rules, ruleset.Rule{Comment: "a copy", Stmts: []ruleset.Stmt{ruleset.IsFamily(f), ruleset.IsCopy{Family: f}, accept}})
+		}
+		c.Rules = append(rules, c.Rules...)
+	}
 }

@@ -72,6 +72,9 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	p.sets = a.use
 	p.base = slices.Concat(baseChains(p.sets, p.egress), edgeChains(p.sets, p.edge), hygieneChains(p.sets))
 	p.base = append(p.base, steerChains(p.sets, p.marks)...)
+	if len(cfg.Mirrors) > 0 {
+		leaveOutCopies(p.base)
+	}
 	if prev != nil {
 		for i, c := range p.base {
 			p.base[i] = sameChain(prev.base, c)

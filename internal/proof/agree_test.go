@@ -2,6 +2,7 @@ package proof
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -28,7 +29,8 @@ const probesEach = 60
 
 // TestEvaluatorAgreesWithKernel draws configurations and packets, and compares what the
 // kernel does with each packet with what the evaluator says: the verdict, the backend
-// and its port, and the source that the backend sees. Afterwards it compares what the
+// and its port, and the source that the backend sees. For steered services somebody answers, or
+// nobody does. Afterwards it compares what the
 // packets left in the kernel: the counted pairs and the remembered clients.
 func TestEvaluatorAgreesWithKernel(t *testing.T) {
 	w := newWire(t)
@@ -37,7 +39,7 @@ func TestEvaluatorAgreesWithKernel(t *testing.T) {
 	configurations := 0
 	start := time.Now()
 	rapid.Check(t, func(rt *rapid.T) {
-		cfg := configtest.RandomModel(rt, &configtest.Options{NoAssign: true, NoFloods: true, Devices: []string{string(atClient), string(atSink)}})
+		cfg := configtest.RandomModel(rt, &configtest.Options{NoAssign: true, NoFloods: true, Steering: true, Devices: []string{string(atClient), string(atSink)}})
 		letSentinelsPass(cfg.Edge)
 		keepSentinels(cfg.Egress)
 		widen(cfg.Egress)
@@ -64,12 +66,17 @@ func TestEvaluatorAgreesWithKernel(t *testing.T) {
 
 func compare(rt *rapid.T, w *wire, cfg *model.Config, probes []probe, cases map[string]int) {
 	p := plan.Build(cfg, nil)
-	if err := w.load(p.Ruleset); err != nil {
+	weir, err := newAnswerer(w, p, p.Marks() != nil && rapid.Bool().Draw(rt, "weir answers"))
+	defer weir.close()
+	if err := errors.Join(err, w.load(p.Ruleset)); err != nil {
 		rt.Fatalf("%v\n%s", err, config.Marshal(cfg))
 	}
-	o := &oracle{eval: ruleset.NewEvaluator(p.Ruleset), inside: w.inside, updates: map[elemKey]elemValue{}}
+	if weir.steering != nil {
+		weir.steering.Take(p)
+	}
+	o := &oracle{eval: ruleset.NewEvaluator(p.Ruleset), inside: w.inside, updates: map[elemKey]elemValue{}, weir: weir}
 	for i, pr := range probes {
-		seen, err := w.ask(pr)
+		seen, err := weir.ask(pr)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -84,6 +91,9 @@ func compare(rt *rapid.T, w *wire, cfg *model.Config, probes []probe, cases map[
 		for _, c := range casesOf(pr, trace) {
 			cases[c]++
 		}
+		if trace.Queued {
+			cases[weir.queuedCase()]++
+		}
 	}
 	if err := o.sameElements(w.kernel, p.Ruleset.Tables[0]); err != nil {
 		rt.Fatalf("%v\n%s", err, config.Marshal(cfg))
@@ -96,6 +106,7 @@ type oracle struct {
 	state   ruleset.State
 	inside  map[model.Family]netip.Addr
 	updates map[elemKey]elemValue
+	weir    *answerer
 }
 
 type elemKey struct{ set, key string }
@@ -111,6 +122,7 @@ func (o *oracle) predict(p probe, seen sighting) (sighting, ruleset.Trace) {
 	packet := ruleset.Packet{Src: p.src, Dst: p.dst, Proto: p.proto, Local: p.from == atGateway,
 		In: string(p.from), Out: string(atSink), ICMPType: p.icmpType()}
 	env := o.state.Env()
+	o.weir.env(env, p)
 	counted := env.Next
 	var drawn, mod uint32
 	turns := map[*ruleset.Rule]uint32{} // a turn counts once, however often it is tried
@@ -219,6 +231,7 @@ var allCases = []string{
 	"round-robin", "random", "maglev", "source", "a client that is known",
 	"that one too",
 	"to a listener without conntrack", "open rules", "nothing opens this: policy drop",
+	"chosen by rules", weirAsked, nobodyAsked,
 }
 
 // casesOf returns what became of a packet and, where it got a backend, who chose it.

@@ -51,6 +51,12 @@ var faults = []fault{
 	{"burst", "10,000 backends change their health in one second, twice",
 		"Takes what has come in since the last commit as one change. The rules follow within seconds; other services notice nothing.",
 		burst, "`engine` TestChecksTakeOutAndBringBack"},
+	{"mirror", "all traffic is mirrored, and the collector's link is slow, then nobody answers there, then its device goes",
+		"Originals are never held up, and neither a copy nor an ICMP error about one gets to anybody else. What is lost is counted by why (`weir mirrors`), and told (`weir events`).",
+		collectorFails, "`e2e` TestMirrorSlow, TestMirrorCollectorDown, TestMirrorDeviceGone"},
+	{"mirror-back", "all traffic is mirrored, and the collector routes the copies back",
+		"Drops them where they come in, so that nobody gets a packet twice; stops the mirror within 2 s and says why.",
+		collectorRoutesBack, "`e2e` TestMirrorCameBack"},
 }
 
 // TestFaults lets each of them happen to real traffic over IPv4 and IPv6, and holds the

@@ -218,11 +218,24 @@ func (s sighting) String() string {
 
 // ask sends a probe and returns what it caused, in no order. A drop causes nothing.
 func (w *wire) ask(p probe) ([]sighting, error) {
-	w.last++
-	id := w.last
-	if err := w.send(p.from, p.packet(id)); err != nil {
-		return nil, fmt.Errorf("send %s: %w", p, err)
+	id, err := w.probe(p)
+	if err != nil {
+		return nil, err
 	}
+	return w.listen(id)
+}
+
+// probe sends a probe and returns the number in it.
+func (w *wire) probe(p probe) (id uint32, err error) {
+	w.last++
+	if err := w.send(p.from, p.packet(w.last)); err != nil {
+		return 0, fmt.Errorf("send %s: %w", p, err)
+	}
+	return w.last, nil
+}
+
+// listen returns what the probe of that number has caused by now.
+func (w *wire) listen(id uint32) ([]sighting, error) {
 	var seen []sighting
 	for _, s := range []site{atClient, atSink, atGateway} {
 		w.last++

@@ -130,6 +130,8 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 		return x.outDevice(s)
 	case RateUnder:
 		return x.rateUnder(s)
+	case IsCopy:
+		return x.fail("the packet does not bear the mark of copies")
 	case IsEther:
 		return x.family(s.Family)
 	case ToThisHost:

@@ -34,8 +34,12 @@ func (f Family) IP() model.Family {
 	return 0
 }
 
-// CopyLabel is the flow label that every IPv6 copy bears: 20 bits.
-const CopyLabel uint32 = 0x77656
+// The marks of IPv6 copies. Hosts make flow labels out of a flow's hash, so one in a million has
+// this one; DSCP 55 is for local use (RFC 2474 section 6), and nobody's with it.
+const (
+	CopyLabel uint32 = 0x77656 // the flow label, 20 bits
+	CopyDSCP  uint32 = 55      // 6 bits; ECN stays
+)
 
 // Dup sends a copy of the packet to a neighbour, and lets the packet go on. The kernel copies no
 // packet while it sends a copy. What it cannot copy or has no route for is not copied, in silence.
@@ -43,7 +47,7 @@ const CopyLabel uint32 = 0x77656
 type Dup struct{ To netip.Addr }
 
 // IsCopy matches packets that bear the mark of a copy, here or from another box: in IPv4 the
-// bit of the header that has no use (RFC 791 section 3.1), in IPv6 CopyLabel.
+// bit of the header that has no use (RFC 791 section 3.1), in IPv6 CopyDSCP with CopyLabel.
 type IsCopy struct{ Family model.Family }
 
 // MarkCopy gives a packet that mark. It is for copies alone.
@@ -83,12 +87,12 @@ func mirrorText(s Stmt) (text string, ok bool) {
 		if s.Family == model.IPv4 {
 			return "ip frag-off & 0x8000 == 0x8000", true
 		}
-		return fmt.Sprintf("ip6 flowlabel %d", CopyLabel), true
+		return fmt.Sprintf("ip6 dscp %d ip6 flowlabel %d", CopyDSCP, CopyLabel), true
 	case MarkCopy:
 		if s.Family == model.IPv4 {
 			return "ip frag-off set ip frag-off & 0x7fff | 0x8000", true
 		}
-		return fmt.Sprintf("ip6 flowlabel set %d", CopyLabel), true
+		return fmt.Sprintf("ip6 dscp set %d ip6 flowlabel set %d", CopyDSCP, CopyLabel), true
 	case AboutCopy:
 		return s.text(), true
 	case Translated:
@@ -115,5 +119,5 @@ func (s AboutCopy) text() string {
 	if s.TooBig {
 		text = "@th,0,8 2"
 	}
-	return fmt.Sprintf("meta l4proto ipv6-icmp %s @th,72,24 & 0xfffff == 0x%x", text, CopyLabel)
+	return fmt.Sprintf("meta l4proto ipv6-icmp %s @th,64,32 & 0xfcfffff == 0x%x", text, CopyDSCP<<22|CopyLabel)
 }
