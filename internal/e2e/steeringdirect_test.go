@@ -337,6 +337,10 @@ func TestSteeringDirectFragments(t *testing.T) {
 		}
 	}
 	d.stop()
+	d.must("clear")
+	if left := d.nft("list", "tables"); strings.Contains(left, "weir") {
+		t.Errorf("clear leaves %s", left)
+	}
 }
 
 // TestSteeringDirectMirrored: what is sent on is no copy that a mirror should have made.
