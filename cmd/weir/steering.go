@@ -26,6 +26,13 @@ func (e *env) printSteering(st engine.Status) error {
 		if s.Steering.Nobody > 0 {
 			rows = append(rows, []string{s.Name, "nobody to choose", "-", number(s.Steering.Nobody)})
 		}
+		if e := s.Steering.Ends; e != nil && e.Sent+e.Limited+e.Dropped > 0 {
+			words := "sent on"
+			if e.Limited+e.Dropped > 0 {
+				words = fmt.Sprintf("sent on, %d not", e.Limited+e.Dropped)
+			}
+			rows = append(rows, []string{s.Name, "ends of unknown connections", words, number(e.Sent)})
+		}
 		for _, q := range s.Steering.Queues {
 			rows = append(rows, []string{s.Name, fmt.Sprintf("queue %d", q.Queue), queueWords(s.Steering, q), number(q.Packets)})
 		}

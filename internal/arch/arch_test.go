@@ -32,6 +32,7 @@ var may = map[string][]string{
 	"internal/steer":         {"internal/flow", "internal/steer/match"},
 	"internal/steer/match":   {},
 	"internal/steer/nfqueue": {},
+	"internal/steer/pickup":  {"internal/steer/match"},
 
 	"internal/nft":         {"internal/model", "internal/ruleset"},
 	"internal/nft/nftfake": {"internal/model", "internal/nft", "internal/ruleset"},
@@ -56,7 +57,7 @@ var may = map[string][]string{
 
 	"internal/engine": {"internal/binding", "internal/blocklist", "internal/conntrack", "internal/egress", "internal/health", "internal/host", "internal/keep", "internal/lists", "internal/model", "internal/nft",
 		"internal/nudge", "internal/plan", "internal/ruleset",
-		"internal/sockets", "internal/state", "internal/steer", "internal/steer/match", "internal/steer/nfqueue", "internal/vip"},
+		"internal/sockets", "internal/state", "internal/steer", "internal/steer/match", "internal/steer/nfqueue", "internal/steer/pickup", "internal/vip"},
 
 	"internal/api": {"internal/blocklist", "internal/config", "internal/engine", "internal/keep", "internal/lists", "internal/model", "internal/state"},
 

@@ -43,7 +43,11 @@ func (r *serviceReader) checkDirectKey(k saidKey) {
 	case k.name == "balance" && (word == model.RoundRobin.String() || word == model.Random.String()):
 		wrong("nothing is remembered of connections, so every packet must find its backend by a hash", "maglev, source")
 	case k.name == "when_all_down" && word == model.Reject.String():
-		wrong("a packet can not be answered where it comes in", strings.Join(allDownWords[1:], ", "))
+		allowed := allDownWords[1:]
+		if r.s.Steered() {
+			allowed = steerDownWords[1:]
+		}
+		wrong("a packet can not be answered where it comes in", strings.Join(allowed, ", "))
 	case k.name == "on_down" && word == model.Reset.String():
 		wrong("connections are not known here, so they can not be ended", model.Keep.String())
 	}

@@ -21,6 +21,7 @@ type steerReader struct {
 	queues  place            // where the key is there
 	count   int              // of queues whose numbers weir gives; 0: they are said
 	listed  map[identity]int // line in which a backend was first given
+	packets saidKey          // the key, where it is there
 }
 
 // steerTo is the name of a target, and where the index of it belongs.
@@ -49,6 +50,7 @@ func (d *decoder) steeringEntry(w where, n yaml.Node) {
 		queues: place{n.Pos(), w}}
 	var has struct{ name, listen, targets bool }
 	for k, v := range n.Pairs() {
+		r.said = append(r.said, saidKey{k.Text(), k.Pos(), r.w.in(k.Text()), v})
 		switch w := r.w.in(k.Text()); k.Text() {
 		case "name":
 			has.name = true
@@ -68,6 +70,8 @@ func (d *decoder) steeringEntry(w where, n yaml.Node) {
 	r.missing(has.targets, "targets", "want at least one group of backends, such as targets: {all: [10.1.1.1, 10.1.1.2]}")
 	d.addListens(r.listenAt)
 	r.resolveTargets()
+	r.checkPackets()
+	r.checkForward()
 	if !r.broken {
 		r.check()
 		r.checkDefaultTarget()
@@ -83,8 +87,14 @@ func (r *serviceReader) steeringOption(k, v yaml.Node, w where) {
 	st := r.s.Steering
 	switch key := k.Text(); key {
 	case "packets":
-		if i, ok := r.word(v, w, packetsWords); ok && i == 1 {
-			r.addf(v, w, "packets: all comes with direct return, which steering has not in this release; want packets: first")
+		if _, ok := r.word(v, w, packetsWords); ok {
+			r.steer.packets = saidKey{key, k.Pos(), w, v}
+		}
+	case "forward":
+		i, ok := r.word(v, w, steerForwards)
+		r.broken = r.broken || !ok
+		if i == 1 {
+			r.s.Forward = model.ForwardDirect
 		}
 	case "rules":
 		r.steerRules(v, w)
@@ -104,15 +114,28 @@ func (r *serviceReader) steeringOption(k, v yaml.Node, w where) {
 	case "when_all_down":
 		i, _ := r.word(v, w, steerDownWords)
 		r.s.WhenAllDown = model.AllDown(i)
-	case "source", "assign", "check", "slow_start", "on_down":
+	case "source", "assign", "check", "slow_start", "on_down", "in":
 		r.option(k, v, w)
 	default:
 		r.unknown(k, r.w, steeringAllowed)
 	}
 }
 
+// checkPackets sees that which packets are asked about fits how they are forwarded: a choice is
+// kept in the connection's mark, and conntrack sees translated connections alone.
+func (r *serviceReader) checkPackets() {
+	switch p := r.steer.packets; {
+	case p.name == "":
+	case r.s.Direct() && p.value.Text() == packetsWords[0]:
+		r.add(p.value.Pos(), p.w, packetsWords[0], "nothing is remembered of connections with forward: direct, so weir must look at each packet; allowed: all")
+	case !r.s.Direct() && p.value.Text() == packetsWords[1]:
+		r.add(p.value.Pos(), p.w, packetsWords[1], "weir looks at each packet with forward: direct alone; a translated connection keeps its backend; allowed: first")
+	}
+}
+
 // The words of keys, in the order of the model's constants.
 var (
+	steerForwards  = []string{model.ForwardNAT.String(), model.ForwardDirect.String()}
 	packetsWords   = []string{"first", "all"}
 	steerBalances  = []string{model.Maglev.String(), model.Source.String()}
 	steerDownWords = []string{model.Reject.String(), model.Drop.String()}

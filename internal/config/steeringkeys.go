@@ -15,11 +15,13 @@ import (
 type steeringKeys struct {
 	Name        string          `json:"name" jsonschema:"pattern=^[A-Za-z0-9][A-Za-z0-9_.-]{0\\,62}$" jsonschema_description:"Name of the service, by which commands and metrics know it. Unique, among services too. Letters, digits, dot, dash and underscore; begins with a letter or digit; at most 63 bytes."`
 	Listen      oneOrMore       `json:"listen" jsonschema_description:"What clients connect to: ADDRESS:PORTS/PROTOCOL, one or a list, as with services."`
-	Packets     string          `json:"packets,omitempty" jsonschema:"default=first" jsonschema_description:"Which packets weir looks at. first: those of new connections, until the first has its answer; the choice is kept with the connection. all: each; not in this release. Default: first."`
+	Forward     string          `json:"forward,omitempty" jsonschema:"default=nat" jsonschema_description:"How packets reach the backend. nat: the destination address is translated, and answers come back through weir. direct: backends hold the listen addresses themselves and answer clients past this machine, as with services; connections are not tracked, and weir looks at each packet. Default: nat."`
+	In          oneOrMore       `json:"in,omitempty" jsonschema_description:"With forward: direct, the network devices by which clients' packets come in; devices or groups of interfaces, one or a list. Needed then."`
+	Packets     string          `json:"packets,omitempty" jsonschema_description:"Which packets weir looks at. first: those of new connections, until the first has its answer; the choice is kept with the connection; with forward: nat. all: each, and nothing is kept; with forward: direct. Default: what forward allows."`
 	Rules       []steerRuleKeys `json:"rules,omitempty" jsonschema:"maxItems=1024" jsonschema_description:"Which packets go to which target. Default: none; all go to the default target."`
 	Targets     steerTargetKeys `json:"targets" jsonschema_description:"Groups of backends, by name; one is chosen by a consistent hash of its own. A backend may be in several groups, with the same weight and check. Backends are written as with services, without backup and max_connections."`
 	Default     string          `json:"default,omitempty" jsonschema_description:"The target of packets that no rule wants, and the one that the kernel chooses from with when_absent: hash. Default: the first of targets."`
-	WhenAbsent  string          `json:"when_absent,omitempty" jsonschema:"default=hash" jsonschema_description:"What happens to new connections while no weir runs, or its queues are full. hash: the kernel chooses from the default target, as weir would; rules are not asked. drop: silence. accept: they go on untranslated. Open connections stay where they are. Default: hash."`
+	WhenAbsent  string          `json:"when_absent,omitempty" jsonschema:"default=hash" jsonschema_description:"What happens to new connections (with forward: direct, to packets) while no weir runs, or its queues are full. hash: the kernel chooses from the default target, as weir would; rules are not asked. drop: silence. accept: they go on untranslated. Open connections stay where they are. Default: hash."`
 	Queues      queuesKeys      `json:"queues,omitempty" jsonschema_description:"How many of the kernel's queues (NFQUEUE) the connections are spread over, by their addresses, 1 to 64: one processor can work on each. Or their numbers, such as 100-103. Default: 1. Numbers that are not said are from 30565 on."`
 	Balance     string          `json:"balance,omitempty" jsonschema:"default=maglev" jsonschema_description:"What the choice within a target depends on. maglev: the client's address and port. source: the client's address, so that a client keeps its backend. Default: maglev."`
 	Source      sourceKeys      `json:"source,omitempty" jsonschema_description:"What the backend sees as the client's address, as with services. Default: keep."`
@@ -61,7 +63,7 @@ func (queuesKeys) JSONSchema() *jsonschema.Schema {
 
 // JSONSchemaExtend lists the words of keys.
 func (steeringKeys) JSONSchemaExtend(s *jsonschema.Schema) {
-	for key, words := range map[string][]string{"packets": packetsWords, "when_absent": model.AbsentNames(),
+	for key, words := range map[string][]string{"packets": packetsWords, "forward": steerForwards, "when_absent": model.AbsentNames(),
 		"balance": steerBalances, "when_all_down": steerDownWords, "on_down": onDownWords} {
 		p, _ := s.Properties.Get(key)
 		setWords(p, words)
@@ -92,6 +94,9 @@ func marshalSteered(b *bytes.Buffer, s *model.Service) {
 		listen[i] = l.String()
 	}
 	fmt.Fprintf(b, "    listen: %s\n", quotedList(listen))
+	if s.Direct() {
+		fmt.Fprintf(b, "    forward: direct\n    in: %s\n", quotedList(s.In))
+	}
 	if len(st.Rules) > 0 {
 		b.WriteString("    rules:\n")
 		for i, r := range st.Rules {

@@ -324,6 +324,16 @@ func TestSteeringPickUp(t *testing.T) {
 	if about(s.doctor().Findings, host.TCPLoose, key) == nil {
 		t.Error("weir doctor says nothing")
 	}
+	// And what ends a connection is not picked up then.
+	s.forgetFlows()
+	sent := *s.steering().Ends
+	k := open[0].Conn.(*net.TCPConn)
+	check(t, k.SetLinger(0))
+	check(t, k.Close())
+	await(t, "the reset is dropped", func() bool { return s.steering().Ends.Dropped == sent.Dropped+1 })
+	if now := *s.steering().Ends; now.Sent != sent.Sent {
+		t.Errorf("%+v became %+v", sent, now)
+	}
 	s.stop()
 }
 

@@ -60,11 +60,18 @@ type Addresses interface {
 var Tables = append(ruleTables[:len(ruleTables):len(ruleTables)], BlocksTable)
 
 // ruleTables are all but that of the blocklists, which a Fence may look after.
-var ruleTables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, DirectTable, MirrorsTable(model.IPv4), MirrorsTable(model.IPv6)}
+var ruleTables = []nft.TableRef{{Family: ruleset.Inet, Name: plan.TableName}, DirectTable, SteerTable(model.IPv4), SteerTable(model.IPv6),
+	MirrorsTable(model.IPv4), MirrorsTable(model.IPv6)}
 
 // DirectTable sends packets on where they come in. It is there where a service has backends
 // that answer clients themselves.
 var DirectTable = nft.TableRef{Family: ruleset.Netdev, Name: plan.TableName}
+
+// SteerTable sends steered packets on to backends that answer clients themselves. It is there where
+// a service has such for the family.
+func SteerTable(f model.Family) nft.TableRef {
+	return nft.TableRef{Family: ruleset.TableFamily(f), Name: plan.TableName}
+}
 
 // BlocksTable holds the blocklists. It is there where something is blocked.
 var BlocksTable = nft.TableRef{Family: ruleset.Inet, Name: plan.BlocksTableName}

@@ -7,12 +7,14 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weir/internal/model"
 	"weir/internal/plan"
 	"weir/internal/steer"
 	"weir/internal/steer/nfqueue"
+	"weir/internal/steer/pickup"
 )
 
 // Steerers answer for the packets that steered services' rules ask about. Implementation:
@@ -40,6 +42,9 @@ type steered struct {
 	marks    *plan.Marks
 	steerer  *steer.Steerer
 	next     *steer.Set // for Take; nil: nothing changes
+	nextEnds *steerEnds // comes with it
+	ends     atomic.Pointer[steerEnds]
+	sender   *pickup.Sender // nil: none is needed, or there can be none
 	options  nfqueue.Options
 	queues   *nfqueue.Queues // with Steering.mu
 	stop     chan struct{}
@@ -153,6 +158,7 @@ func (s *Steering) prepare(p *plan.Plan, service *model.Service) error {
 	}
 	if r != nil {
 		r.service, r.marks, r.next = service, p.Marks(), set
+		r.nextEnds = s.newEnds(r)
 		return r.look(max(r.options.Copy, set.CopyLength()))
 	}
 	r = &steered{service: service, marks: p.Marks(), steerer: steer.NewSteerer(set), options: nfqueue.Options(options(service)),
@@ -161,6 +167,7 @@ func (s *Steering) prepare(p *plan.Plan, service *model.Service) error {
 	if r.queues, err = nfqueue.Open(r.options); err != nil {
 		return fmt.Errorf("service %s: %w", service.Name, err)
 	}
+	r.ends.Store(s.newEnds(r))
 	s.running[service.Name] = r
 	go s.serve(r)
 	return nil
@@ -187,9 +194,7 @@ func (s *Steering) serve(r *steered) {
 	for qs := r.queues; ; {
 		err := nfqueue.ErrClosed
 		if qs != nil {
-			err = qs.Serve(func(worker int, data []byte, mark uint32) nfqueue.Verdict {
-				return nfqueue.Verdict{Mark: r.steerer.Mark(worker, data, mark)}
-			})
+			err = qs.Serve(r.decide)
 			_ = qs.Close() // waits where it is being closed
 		}
 		select {
@@ -232,6 +237,7 @@ func (s *Steering) Take(p *plan.Plan) {
 		}
 		if r.next != nil {
 			r.steerer.Replace(r.next)
+			r.ends.Store(r.nextEnds)
 			if err := r.look(r.next.CopyLength()); err != nil {
 				s.Log.Warn("steering", "error", err)
 			}
@@ -266,5 +272,8 @@ func (s *Steering) end(list []*steered) {
 			s.Log.Warn("steering: close queues", "service", r.service.Name, "error", err)
 		}
 		<-r.finished
+		if r.sender != nil {
+			r.sender.Close()
+		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 // weir's interface. Packets are those that weir was asked about: the first of connections, and
 // what follows it before the answer. They count from the start of weir.
 type SteeringStatus struct {
-	Packets    string `json:"packets"`     // "first"
+	Packets    string `json:"packets"`     // "first", or "all" with direct return
 	WhenAbsent string `json:"when_absent"` // "hash", "drop" or "accept"
 	// Answering says that weir has the queues; else the kernel does what when_absent says.
 	Answering bool `json:"answering"`
@@ -16,8 +16,19 @@ type SteeringStatus struct {
 	Rules   []SteerRuleStatus   `json:"rules"`
 	Targets []SteerTargetStatus `json:"targets"`
 	// Nobody is packets whose target had no backend to choose.
-	Nobody uint64        `json:"nobody_packets"`
-	Queues []QueueStatus `json:"queues"`
+	Nobody uint64 `json:"nobody_packets"`
+	// Ends are FINs and RSTs of TCP connections that conntrack does not know; nil where there can
+	// be none.
+	Ends   *SteerEndsStatus `json:"ends,omitempty"`
+	Queues []QueueStatus    `json:"queues"`
+}
+
+// SteerEndsStatus is what became of the FINs and RSTs of TCP connections that conntrack does not
+// know, say of another balancer that went.
+type SteerEndsStatus struct {
+	Sent    uint64 `json:"sent"`    // to the backend
+	Limited uint64 `json:"limited"` // dropped: more than 1,000 in a second
+	Dropped uint64 `json:"dropped"` // for any other reason
 }
 
 // SteerRuleStatus is the share of one rule.
@@ -60,6 +71,9 @@ func newSteeringStatus(s *model.Service) *SteeringStatus {
 	}
 	st := s.Steering
 	out := &SteeringStatus{Packets: "first", WhenAbsent: st.Absent.String(), Queues: []QueueStatus{}}
+	if s.Direct() {
+		out.Packets = "all"
+	}
 	for _, r := range st.Rules {
 		out.Rules = append(out.Rules, SteerRuleStatus{Name: r.Name, Priority: r.Priority, To: st.Targets[r.To].Name})
 	}
@@ -98,6 +112,10 @@ func (s *Steering) Status() map[string]SteeringStatus {
 			}
 		}
 		st.Nobody = counts.Nobody
+		if r.sender != nil {
+			ends := SteerEndsStatus(r.sender.Stats())
+			st.Ends = &ends
+		}
 		if stats, err := r.queues.Stats(); err == nil {
 			st.Answering = true
 			for i, q := range stats {

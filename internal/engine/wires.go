@@ -72,15 +72,24 @@ type RuleCounters interface {
 
 // readDirect adds what was sent to backends that answer clients themselves.
 func (st *Status) readDirect(ctx context.Context, k RuleCounters, cfg *model.Config) error {
-	if len(cfg.DirectServices()) == 0 {
-		return nil
+	used := map[nft.TableRef]bool{}
+	for _, s := range cfg.DirectServices() {
+		if !s.Steered() {
+			used[DirectTable] = true
+			continue
+		}
+		for _, f := range s.Families() {
+			used[SteerTable(f)] = true
+		}
 	}
-	counts, err := k.RuleCounters(ctx, DirectTable)
-	if err != nil {
-		return err
+	for table := range used {
+		counts, err := k.RuleCounters(ctx, table)
+		if err != nil {
+			return err
+		}
+		plan.DirectCounters(cfg, func(chain string, service, backend int) {
+			st.credit(spot{service, backend}, traffic(plan.Requests, counts[chain]))
+		})
 	}
-	plan.DirectCounters(cfg, func(chain string, service, backend int) {
-		st.credit(spot{service, backend}, traffic(plan.Requests, counts[chain]))
-	})
 	return nil
 }

@@ -27,7 +27,9 @@ type Facts struct {
 	SourceRoutes, ListenRoutes []*Route
 
 	Conntrack Conntrack
-	TCPLoose  int // net.netfilter.nf_conntrack_tcp_loose, -1 where it cannot be read
+	// net.netfilter.nf_conntrack_tcp_loose and nf_conntrack_tcp_be_liberal, -1 where they cannot be
+	// read.
+	TCPLoose, TCPLiberal int
 }
 
 // Link is a device.

@@ -47,6 +47,7 @@ const (
 	PoolUnheld      = "pool-not-held"      // addresses of a pool on a segment, and nobody answers for them
 	PoolRoom        = "pool-over-table"    // a pool can hold more connections than the connection table
 	TCPLoose        = "tcp-loose"          // steered connections of another balancer are not picked up
+	TCPLiberal      = "tcp-be-liberal"     // steered connections that come back from another balancer may stand still
 	ListenUnheld    = "listen-not-held"    // a listen address on a segment, and nobody answers for it
 	ByDefault       = "by-default-route"   // private backends behind the default route
 	ForeignDrop     = "foreign-drop"       // somebody else's chain drops by default

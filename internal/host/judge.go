@@ -242,18 +242,30 @@ func (j *judge) conntrack() {
 	}
 }
 
-// pickUp sees that TCP connections which another balancer with the same file had until now
-// can go on here: conntrack has to take their packets for first ones, so that they are asked
-// about and translated. It does not check their windows then (tcp_new in
-// nf_conntrack_proto_tcp.c), so nf_conntrack_tcp_be_liberal makes no difference.
+// pickUp sees that TCP connections which another balancer with the same file had until now can
+// go on here. conntrack has to take their packets for first ones, so that they are asked about
+// and translated; it does not check their windows then (tcp_new in nf_conntrack_proto_tcp.c).
+// It does check those of a connection that it knows: one that was here, went on elsewhere and
+// comes back is far outside them.
 func (j *judge) pickUp() {
-	const key = "net.netfilter.nf_conntrack_tcp_loose"
 	steersTCP := func(s *model.Service) bool {
-		return s.Steered() && slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == model.TCP })
+		return s.Steered() && !s.Direct() && slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == model.TCP })
 	}
-	if names, _ := j.n.users(steersTCP); j.f.TCPLoose == 0 && len(names) > 0 {
-		j.add(Finding{ID: TCPLoose, Severity: Info, Subject: key, Found: key + " is 0", Fix: "sysctl -w " + key + "=1",
-			Means: "TCP connections that come here from another balancer with the same file, or that conntrack has forgotten, do not go on"}, steersTCP)
+	if names, _ := j.n.users(steersTCP); len(names) == 0 {
+		return
+	}
+	for _, c := range []struct {
+		id, key, means string
+		value          int
+	}{
+		{TCPLoose, "net.netfilter.nf_conntrack_tcp_loose",
+			"TCP connections that come here from another balancer with the same file, or that conntrack has forgotten, do not go on", j.f.TCPLoose},
+		{TCPLiberal, "net.netfilter.nf_conntrack_tcp_be_liberal",
+			"TCP connections that went on at another balancer with the same file and come back here may stand still", j.f.TCPLiberal},
+	} {
+		if c.value == 0 {
+			j.add(Finding{ID: c.id, Severity: Info, Subject: c.key, Found: c.key + " is 0", Fix: "sysctl -w " + c.key + "=1", Means: c.means}, steersTCP)
+		}
 	}
 }
 

@@ -161,9 +161,20 @@ func TestJudge(t *testing.T) {
 			"error device-missing eth9 [far] there is no device eth9: no clients of direct return come in by it (service far)",
 			"error not-on-segment 10.1.1.2 [far] backend 10.1.1.2 is this box itself: direct return reaches backends on a segment of this box alone: its share of the packets is dropped (service far)",
 			"error not-on-segment 10.2.2.1 [far] backend 10.2.2.1 is behind the router 10.1.1.253: direct return reaches backends on a segment of this box alone: its share of the packets is dropped (service far)"}},
-		{"no steering and no pick-up", func(_ *model.Config, f *host.Facts) { f.TCPLoose = 0 }, nil},
-		{"steering and pick-up", func(cfg *model.Config, f *host.Facts) { cfg.Services[0].Steering, f.TCPLoose = &model.Steering{}, 1 }, nil},
-		{"steering and no pick-up", func(cfg *model.Config, f *host.Facts) { cfg.Services[0].Steering, f.TCPLoose = &model.Steering{}, 0 }, []string{
+		{"no steering and no pick-up", func(_ *model.Config, f *host.Facts) { f.TCPLoose, f.TCPLiberal = 0, 0 }, nil},
+		{"steering and pick-up", func(cfg *model.Config, f *host.Facts) {
+			cfg.Services[0].Steering, f.TCPLoose, f.TCPLiberal = &model.Steering{}, 1, 1
+		}, nil},
+		{"steering and sysctls that cannot be read", func(cfg *model.Config, f *host.Facts) {
+			cfg.Services[0].Steering, f.TCPLoose, f.TCPLiberal = &model.Steering{}, -1, -1
+		}, nil},
+		{"steering and windows that are checked", func(cfg *model.Config, f *host.Facts) {
+			cfg.Services[0].Steering, f.TCPLoose, f.TCPLiberal = &model.Steering{}, 1, 0
+		}, []string{
+			"info tcp-be-liberal net.netfilter.nf_conntrack_tcp_be_liberal [web] net.netfilter.nf_conntrack_tcp_be_liberal is 0: TCP connections that went on at another balancer with the same file and come back here may stand still (service web); type: sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1"}},
+		{"steering and no pick-up", func(cfg *model.Config, f *host.Facts) {
+			cfg.Services[0].Steering, f.TCPLoose, f.TCPLiberal = &model.Steering{}, 0, 1
+		}, []string{
 			"info tcp-loose net.netfilter.nf_conntrack_tcp_loose [web] net.netfilter.nf_conntrack_tcp_loose is 0: TCP connections that come here from another balancer with the same file, or that conntrack has forgotten, do not go on (service web); type: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"}},
 		{"forwarding not readable", func(_ *model.Config, f *host.Facts) { f.Forward = nil }, nil},
 		{"a device that does not forward", func(_ *model.Config, f *host.Facts) { link(f, "eth1").Forward4 = 0 }, []string{

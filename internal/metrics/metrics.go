@@ -104,6 +104,7 @@ var (
 	steerRule    = counter("weir_steering_rule_packets_total", "Packets that weir was asked about and the rule wanted.", "service", "rule")
 	steerMember  = counter("weir_steering_backend_packets_total", "Packets that weir was asked about and the backend was chosen for, by target.", "service", "target", "backend")
 	steerNobody  = counter("weir_steering_nobody_packets_total", "Packets that weir was asked about and whose target had no backend to choose.", "service")
+	steerEnds    = counter("weir_steering_ends_total", "FINs and RSTs of TCP connections that conntrack does not know: sent on to the backend (sent), over the limit of 1,000 a second (limited), or not sent on for another reason (dropped).", "service", "outcome")
 	queuePackets = counter("weir_steering_queue_packets_total", "Packets of the kernel's queue that weir was asked about.", "service", "queue")
 	queueWaiting = gauge("weir_steering_queue_waiting", "Packets that wait for an answer in the kernel's queue.", "service", "queue")
 	queuePast    = counter("weir_steering_queue_unasked_packets_total", "Packets that did not get to weir, because too many waited (full) or the socket's buffer was full (buffer).", "service", "queue", "reason")
@@ -113,7 +114,7 @@ var (
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range append(slices.Concat(egressMetrics, mirrorMetrics), []metric{up, applied, loaded, events, backendState, backendWeight, backendShare, backendActive,
 		backendNew, backendPkts, backendBytes, listenerNew, listenerPkts, listenerBytes, checkUp, checkTime, checkAt,
-		steerUp, steerRule, steerMember, steerNobody, queuePackets, queueWaiting, queuePast,
+		steerUp, steerRule, steerMember, steerNobody, steerEnds, queuePackets, queueWaiting, queuePast,
 		listEntries, listOK, listRead, blockedPkts, blockedSize}...) {
 		ch <- m.desc
 	}
@@ -191,6 +192,11 @@ func (w writer) steering(service string, s *engine.SteeringStatus) {
 		}
 	}
 	w.put(steerNobody, float64(s.Nobody), service)
+	if e := s.Ends; e != nil {
+		w.put(steerEnds, float64(e.Sent), service, "sent")
+		w.put(steerEnds, float64(e.Limited), service, "limited")
+		w.put(steerEnds, float64(e.Dropped), service, "dropped")
+	}
 	for _, q := range s.Queues {
 		number := strconv.Itoa(int(q.Queue))
 		w.put(queuePackets, float64(q.Packets), service, number)

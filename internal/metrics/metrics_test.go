@@ -51,7 +51,7 @@ func (f fake) Status(context.Context, engine.View, string) (engine.Status, error
 		{Listen: "[2001:db8::11]:25/tcp", Traffic: engine.Traffic{NewConnections: 10, PacketsIn: 11, BytesIn: 12, PacketsOut: 13, BytesOut: 14}},
 	}}, {Name: "proxy", Forward: "local", Track: "none", Listeners: []engine.ListenerStatus{
 		{Listen: "198.51.100.11:80,443/tcp", Traffic: engine.Traffic{PacketsIn: 15, BytesIn: 16, PacketsOut: 17, BytesOut: 18}},
-	}}, {Name: "sip", Steering: &engine.SteeringStatus{Answering: true, Nobody: 19,
+	}}, {Name: "sip", Steering: &engine.SteeringStatus{Answering: true, Nobody: 19, Ends: &engine.SteerEndsStatus{Sent: 27, Limited: 28, Dropped: 29},
 		Rules:   []engine.SteerRuleStatus{{Name: "invites", To: "invite", Packets: 20}, {Name: "default", To: "rest", Packets: 21}},
 		Targets: []engine.SteerTargetStatus{{Name: "invite", Packets: 20, Backends: []engine.SteerMemberStatus{{Address: "10.1.1.1", Packets: 22}}}},
 		Queues:  []engine.QueueStatus{{Queue: 30565, Packets: 23, Waiting: 24, Full: 25, Unreceived: 26}},

@@ -144,6 +144,30 @@ func (r *ruleEnc) fwd(s ruleset.Fwd) {
 	r.close(e)
 }
 
+// hopsLeft compares the time to live of an IPv4 header (RFC 791 section 3.1), or the hop limit of
+// an IPv6 one (RFC 8200 section 3).
+func (r *ruleEnc) hopsLeft(s ruleset.HopsLeft) {
+	at := uint32(8)
+	if s.Family == model.IPv6 {
+		at = 7
+	}
+	r.loadPayload(unix.NFT_PAYLOAD_NETWORK_HEADER, at, 1)
+	r.cmp(unix.NFT_CMP_GT, "\x01")
+}
+
+// sendOn copies the packet to a neighbour, and drops it.
+func (r *ruleEnc) sendOn(s ruleset.SendOn) {
+	dev := r.alloc(4)
+	r.immediate(dev, host32(uint32(s.Index)))
+	addr := r.alloc(16)
+	r.immediate(addr, string(s.To.AsSlice()))
+	e := r.open("dup")
+	r.w.u32(dupAddr, reg(addr))
+	r.w.u32(dupDev, reg(dev))
+	r.close(e)
+	r.verdict(ruleset.Verdict{Kind: ruleset.DropPacket})
+}
+
 // RuleCounters returns what the rules of a table have counted: for each chain with rules
 // that count, the sum. There is none where there is no such table.
 func (c *Conn) RuleCounters(ctx context.Context, table TableRef) (map[string]Counter, error) {
@@ -177,7 +201,7 @@ func (c *Conn) RuleCounters(ctx context.Context, table TableRef) (map[string]Cou
 // counted.
 func (c *Conn) CarryRules(ctx context.Context, d *ruleset.Delta) error {
 	for _, td := range d.Tables {
-		if td.Delete || td.Table.Family != ruleset.Netdev || !slices.ContainsFunc(td.AddRules, counts) {
+		if td.Delete || !slices.ContainsFunc(td.AddRules, counts) {
 			continue
 		}
 		var err error

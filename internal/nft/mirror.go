@@ -12,6 +12,7 @@ import (
 // What nf_tables.h has and golang.org/x/sys/unix lacks.
 const (
 	dupAddr = 1 // NFTA_DUP_SREG_ADDR
+	dupDev  = 2 // NFTA_DUP_SREG_DEV
 
 	payloadCsumType   = 6 // NFTA_PAYLOAD_CSUM_TYPE
 	payloadCsumOffset = 7 // NFTA_PAYLOAD_CSUM_OFFSET

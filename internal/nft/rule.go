@@ -92,6 +92,10 @@ func (r *ruleEnc) stmt(s ruleset.Stmt) {
 		r.counting()
 	case ruleset.Fwd:
 		r.fwd(s)
+	case ruleset.HopsLeft:
+		r.hopsLeft(s)
+	case ruleset.SendOn:
+		r.sendOn(s)
 	case ruleset.OutDevice:
 		r.field(ruleset.OIFName, r.alloc(16))
 		r.cmp(unix.NFT_CMP_EQ, string(ruleset.AppendDevice(nil, s.Name)))

@@ -85,7 +85,7 @@ type exprAttr struct {
 var meanings = map[string][]exprAttr{
 	"payload": {{unix.NFTA_PAYLOAD_DREG, register}, {unix.NFTA_PAYLOAD_BASE, number}, {unix.NFTA_PAYLOAD_OFFSET, number},
 		{unix.NFTA_PAYLOAD_LEN, number}, {unix.NFTA_PAYLOAD_SREG, register}, {payloadCsumType, number}, {payloadCsumOffset, number}},
-	"dup":  {{dupAddr, register}},
+	"dup":  {{dupAddr, register}, {dupDev, register}},
 	"meta": {{unix.NFTA_META_KEY, number}, {unix.NFTA_META_DREG, register}, {unix.NFTA_META_SREG, register}},
 	"ct": {{unix.NFTA_CT_KEY, number}, {unix.NFTA_CT_DREG, register}, {unix.NFTA_CT_DIRECTION, given},
 		{unix.NFTA_CT_SREG, register}},

@@ -91,7 +91,7 @@ func (u *unit) direct() {
 
 // directTable returns the table of the services with ForwardDirect, nil where there are none.
 func (p *Plan) directTable(prev *Plan) *ruleset.Table {
-	services := p.Config.DirectServices()
+	services := slices.DeleteFunc(p.Config.DirectServices(), (*model.Service).Steered)
 	if len(services) == 0 {
 		return nil
 	}
@@ -202,13 +202,20 @@ func (p *Pool) directChains(seed uint32, wires *model.Wires) []*ruleset.Chain {
 			ruleset.IsEther{Family: p.Family}, ruleset.VMap{Key: ruleset.Key{p.choice(seed)}, Map: p.SlotMap}}}}
 	}
 	out := []*ruleset.Chain{c}
+	return append(out, p.backendChains(wires, func(b model.Backend, dev string, index int) []ruleset.Stmt {
+		return []ruleset.Stmt{ruleset.Counting{}, ruleset.Fwd{Family: p.Family, To: b.Addr, Device: dev, Index: index}}
+	})...)
+}
+
+// backendChains returns the chains of the pool's backends, which do what send says.
+func (p *Pool) backendChains(wires *model.Wires, send func(b model.Backend, dev string, index int) []ruleset.Stmt) []*ruleset.Chain {
+	var out []*ruleset.Chain
 	for _, b := range p.Backends {
 		rule := ruleset.Rule{Comment: "no segment of this box has it", Stmts: []ruleset.Stmt{ruleset.Verdict{Kind: ruleset.DropPacket}}}
 		if dev, index, ok := wires.Way(b.Addr); ok {
-			rule = ruleset.Rule{Comment: fmt.Sprintf("to the backend by device %d", index), Stmts: []ruleset.Stmt{
-				ruleset.Counting{}, ruleset.Fwd{Family: p.Family, To: b.Addr, Device: dev, Index: index}}}
+			rule = ruleset.Rule{Comment: fmt.Sprintf("to the backend by device %d", index), Stmts: send(b, dev, index)}
 		}
-		out = append(out, &ruleset.Chain{Name: backendChain(s, b), Rules: []ruleset.Rule{rule}})
+		out = append(out, &ruleset.Chain{Name: backendChain(p.Service, b), Rules: []ruleset.Rule{rule}})
 	}
 	return out
 }

@@ -18,19 +18,22 @@ type Marks struct {
 	Mask uint32
 	// None is of packets whose target has nobody to choose.
 	None uint32
-	// Kernel is of connections that the kernel chose for, as nobody answered.
+	// Kernel is of connections that the kernel chose for, as nobody answered. A packet that is
+	// asked about has it where conntrack knows no connection of it (see steeredEndsSpec).
 	Kernel uint32
 	// Members is by the backends' identities, of all steered services.
 	Members map[string]uint32
+
+	kept []uint32 // those that connections can have, in order
 }
 
 // newMarks returns the marks of cfg, nil where nothing is steered.
 func newMarks(cfg *model.Config) *Marks {
-	ids := map[string]bool{}
+	ids := map[string]bool{} // whether connections can have the mark
 	for _, s := range cfg.Services {
 		if s.Steered() {
 			for _, b := range s.Backends {
-				ids[b.ID()] = true
+				ids[b.ID()] = ids[b.ID()] || !s.Direct()
 			}
 		}
 	}
@@ -50,6 +53,13 @@ func newMarks(cfg *model.Config) *Marks {
 		}
 		taken[n] = true
 		m.Members[id] = deposit(uint32(n)+1+model.SteerMarks, m.Mask)
+		if ids[id] {
+			m.kept = append(m.kept, m.Members[id])
+		}
+	}
+	if len(m.kept) > 0 {
+		m.kept = append(m.kept, m.None)
+		slices.Sort(m.kept)
 	}
 	return m
 }
@@ -71,16 +81,11 @@ func (m *Marks) Equal(o *Marks) bool {
 	if m == nil || o == nil {
 		return m == o
 	}
-	return m.Mask == o.Mask && maps.Equal(m.Members, o.Members)
+	return m.Mask == o.Mask && maps.Equal(m.Members, o.Members) && slices.Equal(m.kept, o.kept)
 }
 
 func (m *Marks) conn() ruleset.Mark   { return ruleset.Mark{Conn: true, Mask: m.Mask} }
 func (m *Marks) packet() ruleset.Mark { return ruleset.Mark{Mask: m.Mask} }
-
-// all returns every mark, in order.
-func (m *Marks) all() []uint32 {
-	return append([]uint32{m.None}, slices.Sorted(maps.Values(m.Members))...)
-}
 
 func keepChain(mark uint32) string { return fmt.Sprintf("steered/%08x", mark) }
 

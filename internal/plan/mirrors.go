@@ -145,7 +145,7 @@ type mirrorTable struct {
 }
 
 func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) *mirrorTable {
-	t := &mirrorTable{&ruleset.Table{Family: ruleset.TableFamily(f), Name: MirrorsTableName}, f, cfg}
+	t := &mirrorTable{&ruleset.Table{Family: ruleset.TableFamily(f), Name: MirrorsTableName, Copies: true}, f, cfg}
 	for _, spec := range []setSpec{runningSpec, mirroredSpec, mirrorRatesSpec, sentSpec(f), returnedSpec, errorsSpec} {
 		t.Sets = append(t.Sets, spec.set())
 	}
@@ -163,6 +163,7 @@ func newMirrorTable(f model.Family, cfg *model.Config, mirrors []*model.Mirror) 
 	t.fill(setSpec{Name: setCollectors, Key: ruleset.Types{ruleset.AddrType(f)}}, collectors)
 	t.fill(setSpec{Name: setPorted, Key: ruleset.Types{ruleset.Protocol}}, ported)
 	t.fillSpans(setSegment, ruleset.Types{ruleset.AddrType(f)}, spanElements("", prefixSpans(segmentOnly, f)))
+	t.steered()
 	for _, h := range mirrorHooks {
 		t.Chains = append(t.Chains, &ruleset.Chain{Name: h.chain + "/" + string(h.hook), Rules: t.baseRules(h, mirrors),
 			Base: &ruleset.Base{Type: "filter", Hook: h.hook, Priority: h.priority}})
@@ -230,14 +231,16 @@ func (t *mirrorTable) baseRules(h mirrorHook, mirrors []*model.Mirror) []ruleset
 		copied := func(words string, then ...ruleset.Stmt) ruleset.Rule {
 			return ruleset.Rule{Comment: words, Stmts: append([]ruleset.Stmt{ruleset.CtState{States: ruleset.Untracked}, hasMark}, then...)}
 		}
-		return append(append(t.errorRules(), t.tunnelOut()...),
+		return slices.Concat(t.errorRules(), t.tunnelOut(), []ruleset.Rule{
 			copied("a copy: count it", collector(ruleset.NextHop(t.f)), ruleset.Update{Set: setSent, Key: ruleset.Key{ruleset.NextHop(t.f)}}),
 			copied("mark it, to be known again", collector(ruleset.NextHop(t.f)), ruleset.MarkCopy{Family: t.f}, ruleset.SetMark{Mark: wholeMark}, accept),
-			copied("no way to the collector: who routes would send it where the original goes", drop))
+		}, t.sentOn(h), []ruleset.Rule{
+			copied("no way to the collector: who routes would send it where the original goes", drop)})
 	}
 	rules := []ruleset.Rule{
 		{Comment: "no copy of a copy", Stmts: []ruleset.Stmt{ruleset.IsCopy{Family: t.f}, accept}},
 	}
+	rules = append(rules, t.sentOn(h)...)
 	// What the box sends to itself passes all four points.
 	if h.hook == ruleset.Prerouting || h.hook == ruleset.Postrouting {
 		rules = append(rules, ruleset.Rule{Comment: "the box to itself: once is enough", Stmts: []ruleset.Stmt{

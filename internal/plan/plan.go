@@ -87,6 +87,7 @@ func Build(cfg *model.Config, prev *Plan) *Plan {
 	if t := p.directTable(prev); t != nil {
 		p.Ruleset.Tables = append(p.Ruleset.Tables, t)
 	}
+	p.Ruleset.Tables = append(p.Ruleset.Tables, p.steerTables(prev)...)
 	if len(cfg.Mirrors) > 0 {
 		p.Ruleset.Tables = append(p.Ruleset.Tables, mirrorTables(cfg, prev.ruleset())...)
 	}

@@ -3,6 +3,7 @@ package plan_test
 import (
 	"encoding/binary"
 	"maps"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -123,7 +124,11 @@ func checkSlotElements(t *rapid.T, p *plan.Plan) {
 		if len(pool.Slots) == 0 {
 			continue
 		}
-		set := p.Ruleset.Tables[0].Set(pool.SlotMap)
+		table := p.Ruleset.Tables[0]
+		if pool.Service.Direct() {
+			table = p.Ruleset.Table(ruleset.TableFamily(pool.Family), plan.TableName)
+		}
+		set := table.Set(pool.SlotMap)
 		if set == nil {
 			t.Fatalf("%s: no map %s", pool.Service.Name, pool.SlotMap)
 		}
@@ -133,7 +138,11 @@ func checkSlotElements(t *rapid.T, p *plan.Plan) {
 				if at := binary.NativeEndian.Uint32([]byte(e.Key[:4])); at-pool.Base < uint32(len(pool.Slots)) {
 					found[at-pool.Base] = true
 					b := pool.Backends[pool.Slots[at-pool.Base]]
-					if addr := string(ruleset.AppendAddr(nil, b.Addr)); e.Data[:len(addr)] != addr {
+					if pool.Service.Direct() {
+						if !strings.HasSuffix(e.Jump.Chain, "/"+strings.ReplaceAll(b.ID(), ":", "_")) {
+							t.Fatalf("%s: slot %d leads to %s, want %s", pool.Service.Name, at-pool.Base, e.Jump.Chain, b.ID())
+						}
+					} else if addr := string(ruleset.AppendAddr(nil, b.Addr)); e.Data[:len(addr)] != addr {
 						t.Fatalf("%s: slot %d leads to %s, want %s", pool.Service.Name, at-pool.Base, set.ElementText(&e), b.ID())
 					}
 				}

@@ -1,6 +1,9 @@
 package plan
 
 import (
+	"net/netip"
+	"slices"
+
 	"weir/internal/flow"
 	"weir/internal/model"
 	"weir/internal/ruleset"
@@ -27,6 +30,12 @@ func steeredSpec(f model.Family) setSpec {
 	return setSpec{Name: "steered" + digit(f), Key: listenerKey(f), Verdict: true}
 }
 
+// steeredEndsSpec: listeners of TCP of steered services, to the chain that asks about a FIN or
+// RST that conntrack knows no connection of (package pickup).
+func steeredEndsSpec(f model.Family) setSpec {
+	return setSpec{Name: "steered-ends" + digit(f), Key: listenerKey(f), Verdict: true}
+}
+
 // memberSpec: the mark of a connection of a steered service (and where the backend's port
 // follows from the listener's, that), to the backend.
 func (p *Pool) memberSpec() setSpec {
@@ -42,6 +51,7 @@ func (p *Pool) memberSpec() setSpec {
 }
 
 func queueChain(s *model.Service) string { return "queue/" + s.Name }
+func endsChain(s *model.Service) string  { return "ends/" + s.Name }
 
 // steerSlots returns the table from which the kernel chooses when nobody answers: that of
 // the default target, as package steer makes it.
@@ -92,11 +102,30 @@ func (u *unit) steer(p *Pool, m *Marks) {
 		}
 	}
 	u.parts = append(u.parts, setPart{spec: p.memberSpec(), part: part})
-	if p.Family == s.Families()[0] {
-		q := s.Steering.Queues
-		u.chains = append(u.chains, &ruleset.Chain{Name: queueChain(s), Rules: []ruleset.Rule{{Comment: "which backend?",
-			Stmts: []ruleset.Stmt{ruleset.Queue{First: q.First, Last: q.Last, Bypass: true}}}}})
+	var ends twins
+	for _, l := range s.Listen {
+		if l.Family() == p.Family && l.Proto == model.TCP {
+			e := listenElement(l, netip.Addr{})
+			e.Jump = ruleset.Jump{Chain: endsChain(s), Goto: true}
+			ends.add(l, e)
+		}
 	}
+	u.addTwins(steeredEndsSpec(p.Family), &ends)
+	if p.Family == s.Families()[0] {
+		u.chains = append(u.chains, queueChains(s, m)...)
+	}
+}
+
+// queueChains ask the service's queues.
+func queueChains(s *model.Service, m *Marks) []*ruleset.Chain {
+	q := s.Steering.Queues
+	ask := ruleset.Rule{Comment: "which backend?", Stmts: []ruleset.Stmt{ruleset.Queue{First: q.First, Last: q.Last, Bypass: true}}}
+	chains := []*ruleset.Chain{{Name: queueChain(s), Rules: []ruleset.Rule{ask}}}
+	if slices.ContainsFunc(s.Listen, func(l model.Listen) bool { return l.Proto == model.TCP }) {
+		chains = append(chains, &ruleset.Chain{Name: endsChain(s), Rules: []ruleset.Rule{
+			{Comment: "of no known connection", Stmts: []ruleset.Stmt{ruleset.SetMark{Mark: m.packet(), Value: m.Kernel}}}, ask}})
+	}
+	return chains
 }
 
 // steerChain is chain for a steered service: the connection's mark says the backend, if
@@ -137,11 +166,11 @@ func (p *Pool) steerChain(proto model.Proto, seed uint32, m *Marks) *ruleset.Cha
 
 // setParts returns the elements of sets that are not of one service.
 func (m *Marks) setParts() []setPart {
-	if m == nil {
+	if m == nil || len(m.kept) == 0 {
 		return nil
 	}
 	part := &ruleset.Part{}
-	for _, mark := range m.all() {
+	for _, mark := range m.kept {
 		part.Elems = append(part.Elems, ruleset.Element{Key: string(ruleset.AppendMark(nil, mark)),
 			Jump: ruleset.Jump{Chain: keepChain(mark), Goto: true}})
 	}
@@ -150,33 +179,54 @@ func (m *Marks) setParts() []setPart {
 
 // steerChains returns the chains that are not of one service.
 func steerChains(u usage, m *Marks) []*ruleset.Chain {
-	if m == nil {
+	if m == nil || len(m.kept) == 0 {
 		return nil
 	}
+	rules := map[string][]ruleset.Rule{}
 	unasked := ruleset.MarkIs{Mark: m.conn()}
-	var ask []ruleset.Rule
-	for _, f := range families {
-		for _, spec := range []setSpec{steeredSpec(f), steeredSpec(f).twin()} {
-			if u[spec.Name] != nil {
-				ask = append(ask, ruleset.Rule{Comment: "find the steered service", Stmts: []ruleset.Stmt{
-					unasked, ruleset.IsFamily(f), ruleset.VMap{Key: askedKey(f), Map: spec.Name}}})
-			}
-		}
-	}
+	chosen := ruleset.MarkIs{Mark: m.packet(), Not: true}
 	keep := []ruleset.Rule{{Comment: "keep the answer", Stmts: []ruleset.Stmt{
 		unasked, ruleset.VMap{Key: ruleset.Key{m.packet()}, Map: marksSpec.Name}}}}
-	var chains []*ruleset.Chain
-	for i, h := range steerHooks {
-		rules := ask
-		if i%2 == 1 {
-			rules = keep
-		}
-		chains = append(chains, &ruleset.Chain{Name: h.name, Base: &ruleset.Base{Type: h.typ, Hook: h.hook, Priority: h.priority}, Rules: rules})
+	find := eachSteered(u, steeredSpec, "find the steered service", func(f model.Family) []ruleset.Stmt {
+		return []ruleset.Stmt{unasked, ruleset.IsFamily(f)}
+	})
+	ends := eachSteered(u, steeredEndsSpec, "the end of an unknown connection", func(f model.Family) []ruleset.Stmt {
+		return []ruleset.Stmt{ruleset.CtState{States: ruleset.Invalid}, ruleset.IsFamily(f), ruleset.IsProto(model.TCP), ruleset.TCPFlags(ruleset.FIN | ruleset.RST)}
+	})
+	rules["steer"] = append(slices.Clip(find), ends...)
+	rules["steer-keep"], rules["steer-out"], rules["steer-keep-out"] = keep, find, keep
+	if len(ends) > 0 {
+		clean := ruleset.SetMark{Mark: m.packet()}
+		rules["steer-keep"] = append(slices.Clip(keep), ruleset.Rule{Comment: "nobody took it", Stmts: []ruleset.Stmt{
+			ruleset.CtState{States: ruleset.Invalid}, ruleset.MarkIs{Mark: m.packet(), Value: m.Kernel}, clean}})
+		rules["steer-out"] = append([]ruleset.Rule{{Comment: "sent on by weir, which has chosen", Stmts: []ruleset.Stmt{
+			chosen, ruleset.Verdict{Kind: ruleset.AcceptPacket}}}}, find...)
+		rules["steer-keep-out"] = append(slices.Clip(keep),
+			ruleset.Rule{Comment: "sent on, and still of no connection", Stmts: []ruleset.Stmt{
+				ruleset.CtState{States: ruleset.Invalid}, chosen, ruleset.Verdict{Kind: ruleset.DropPacket}}},
+			ruleset.Rule{Comment: "the connection has it", Stmts: []ruleset.Stmt{chosen, clean}})
 	}
-	for _, mark := range m.all() {
+	var chains []*ruleset.Chain
+	for _, h := range steerHooks {
+		chains = append(chains, &ruleset.Chain{Name: h.name, Base: &ruleset.Base{Type: h.typ, Hook: h.hook, Priority: h.priority}, Rules: rules[h.name]})
+	}
+	for _, mark := range m.kept {
 		chains = append(chains, &ruleset.Chain{Name: keepChain(mark), Rules: []ruleset.Rule{
 			{Comment: "the connection has it", Stmts: []ruleset.Stmt{ruleset.SetMark{Mark: m.conn(), Value: mark}}},
 			{Comment: "the packet needs it no more", Stmts: []ruleset.Stmt{ruleset.SetMark{Mark: m.packet()}}}}})
 	}
 	return chains
+}
+
+// eachSteered returns a rule for each set of listeners that is in use, behind those matches.
+func eachSteered(u usage, spec func(model.Family) setSpec, words string, match func(model.Family) []ruleset.Stmt) []ruleset.Rule {
+	var rules []ruleset.Rule
+	for _, f := range families {
+		for _, s := range []setSpec{spec(f), spec(f).twin()} {
+			if u[s.Name] != nil {
+				rules = append(rules, ruleset.Rule{Comment: words, Stmts: append(match(f), ruleset.VMap{Key: askedKey(f), Map: s.Name})})
+			}
+		}
+	}
+	return rules
 }

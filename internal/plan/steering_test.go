@@ -4,13 +4,16 @@ import (
 	"math/bits"
 	"net/netip"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"weir/internal/lab"
 	"weir/internal/model"
 	"weir/internal/plan"
 )
@@ -36,13 +39,61 @@ steering:
     queues: 100-103
 `
 
-// slotLines are elements of the maps of Maglev tables, of which there are a thousand for each pool.
-var slotLines = regexp.MustCompile(`(?m)^(\s*elements = \{)?\s*\d{4,} (\. \d+ )?: [^\n]*\n`)
+const steeringDirect = `
+mark_mask: 0x00ff0000
+services: []
+steering:
+  - name: sip
+    listen: ["198.51.100.20:5060/udp", "[2001:db8::20]:5060/udp"]
+    forward: direct
+    in: [eth0, eth1]
+    rules:
+      - {bytes: "udp[8:4]=0x494e5649", to: invite}
+    targets:
+      rest: ["10.1.1.8", "2001:db8:1::8"]
+      invite: ["10.1.1.1", "10.1.1.8", "2001:db8:1::1"]
+  - name: ports
+    listen: "198.51.100.21:80,8000-8001"
+    forward: direct
+    packets: all
+    in: eth1
+    targets: {all: ["10.1.1.1", "10.1.1.2"]}
+    when_absent: drop
+    balance: source
+    queues: 100-103
+`
 
-// TestSteeringRules holds the ruleset of steered services, without the slots.
+// slotLines are elements of the maps of Maglev tables, of which there are a thousand for each pool.
+var slotLines = regexp.MustCompile(`(?m)^(\s*elements = \{)?\s*(\d{4,} (\. \d+ )?:|\d+ : goto backend/)[^\n]*\n`)
+
+// TestSteeringRules holds the rulesets of steered services, without the slots.
 func TestSteeringRules(t *testing.T) {
-	const name = "testdata/steering.nft"
-	got := slotLines.ReplaceAllString(build(t, steering, nil).Ruleset.String(), "")
+	for name, text := range map[string]string{"testdata/steering.nft": steering, "testdata/steering-direct.nft": steeringDirect} {
+		rules := build(t, text, nil).Ruleset.String()
+		goldenRules(t, name, slotLines.ReplaceAllString(rules, ""))
+		nftTakes(t, rules)
+	}
+}
+
+// nftTakes has nft check rules, on a kernel that may have neither those devices nor nft's queue.
+func nftTakes(t *testing.T, rules string) {
+	t.Helper()
+	lab.Require(t)
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("nft is not installed")
+	}
+	rules = regexp.MustCompile(`queue flags bypass to [0-9-]+`).ReplaceAllString(rules, "accept")
+	rules = regexp.MustCompile(`device "eth\d"`).ReplaceAllString(rules, `device "lo"`)
+	cmd := exec.Command(nft, "-c", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil && !(lab.InUserNamespace() && strings.Contains(string(out), "Message too long")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func goldenRules(t *testing.T, name, got string) {
+	t.Helper()
 	if *update {
 		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
 			t.Fatal(err)

@@ -40,11 +40,28 @@ type Fwd struct {
 	Index int
 }
 
+// HopsLeft matches packets whose time to live, or hop limit, is more than 1, so that they may be
+// sent on. In tables of the family alone.
+type HopsLeft struct{ Family model.Family }
+
+// SendOn sends the packet out by a device to the neighbour To, and ends its way, in tables of the
+// families ip and ip6, which have queues but no fwd. What is sent is a copy: the kernel's dup
+// (nft_dup_ipv4.c, nf_dup_ipv4.c), with the packet itself dropped. Only the two link-layer addresses
+// change, and the time to live (hop limit), which becomes one less and must have been more than 1
+// (HopsLeft); in IPv4 the copy must not be fragmented (DF). It belongs to no connection, and goes through output and postrouting.
+type SendOn struct {
+	To     netip.Addr
+	Device string
+	Index  int // as Fwd has it
+}
+
 func (IsEther) stmt()    {}
 func (ToThisHost) stmt() {}
 func (Whole) stmt()      {}
 func (Counting) stmt()   {}
 func (Fwd) stmt()        {}
+func (SendOn) stmt()     {}
+func (HopsLeft) stmt()   {}
 
 func directText(s Stmt) string {
 	switch s := s.(type) {
@@ -61,12 +78,19 @@ func directText(s Stmt) string {
 		return "counter"
 	case Fwd:
 		return fmt.Sprintf("fwd %s to %s device \"%s\"", s.Family, s.To, s.Device)
+	case HopsLeft:
+		if s.Family == model.IPv4 {
+			return "ip ttl > 1"
+		}
+		return "ip6 hoplimit > 1"
+	case SendOn:
+		return fmt.Sprintf("dup to %s device \"%s\" drop", s.To, s.Device)
 	}
 	panic(fmt.Sprintf("ruleset: statement %T has no text", s))
 }
 
-// fwd ends the packet's way through the rules: it does not come back.
-func (x *ruleRun) fwd(s Fwd) (bool, Verdict) {
-	x.trace.Fwd = s.To
-	return x.decide(Verdict{Kind: DropPacket}, "leaves by %s as it is, to the link-layer address of %s", s.Device, s.To)
+// sendOn ends the packet's way through the rules: it does not come back.
+func (x *ruleRun) sendOn(to netip.Addr, device string) (bool, Verdict) {
+	x.trace.Fwd = to
+	return x.decide(Verdict{Kind: DropPacket}, "leaves by %s as it is, to the link-layer address of %s", device, to)
 }

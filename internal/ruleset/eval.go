@@ -236,7 +236,7 @@ func (w *walk) hook(h Hook) bool {
 			continue
 		}
 		for _, c := range s.chains {
-			if c.chain.Base.Device != "" && c.chain.Base.Device != w.p.In {
+			if c.chain.Base.Device != "" && c.chain.Base.Device != w.p.In || c.table.family != 0 && c.table.family != model.FamilyOf(w.src.Addr()) {
 				continue
 			}
 			if w.run(c.table, c.chain, 1) == stopped {

@@ -3,6 +3,8 @@ package ruleset
 import (
 	"cmp"
 	"slices"
+
+	"weir/internal/model"
 )
 
 // conntrackPriority is where conntrack looks at packets in prerouting and output, and
@@ -34,6 +36,8 @@ type baseChain struct {
 }
 
 type tableIndex struct {
+	family model.Family // whose packets alone it sees; 0 for all
+
 	chains map[string]*Chain
 	sets   map[string]*setIndex
 
@@ -45,8 +49,8 @@ func NewEvaluator(r *Ruleset) *Evaluator {
 	ev := &Evaluator{hooks: map[Hook][]stage{}}
 	bases := map[Hook][]baseChain{}
 	for _, t := range r.Tables {
-		if t.Family.IP() != 0 {
-			continue // it makes copies, which changes nothing for the packet
+		if t.Copies {
+			continue
 		}
 		ti := indexTable(t)
 		for _, c := range t.Chains {
@@ -63,6 +67,7 @@ func NewEvaluator(r *Ruleset) *Evaluator {
 
 func indexTable(t *Table) *tableIndex {
 	ti := &tableIndex{
+		family: t.Family.IP(),
 		chains: make(map[string]*Chain, len(t.Chains)),
 		sets:   make(map[string]*setIndex, len(t.Sets)),
 	}

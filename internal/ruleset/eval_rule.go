@@ -141,7 +141,11 @@ func (x *ruleRun) stmt(s Stmt) (bool, Verdict) {
 	case Counting:
 		return x.hold("counted")
 	case Fwd:
-		return x.fwd(s)
+		return x.sendOn(s.To, s.Device)
+	case HopsLeft:
+		return x.hold("the packet may be sent on")
+	case SendOn:
+		return x.sendOn(s.To, s.Device)
 	case NotInSet:
 		return x.notInSet(s)
 	case IsSYN:

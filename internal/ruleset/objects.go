@@ -31,6 +31,10 @@ type Table struct {
 	// long. It is never wanted; such a table is replaced as a whole.
 	Unread bool
 
+	// Copies says that its rules make copies alone, which changes nothing for the packets that
+	// meet them. It is not read back.
+	Copies bool
+
 	// Owned says that the table goes with the connection it is made by, however that ends, and
 	// that nobody else may change it (NFT_TABLE_F_OWNER, from Linux 5.12 on). It is not read back.
 	Owned bool

@@ -299,7 +299,7 @@ func stmtText(s Stmt) string {
 		return `oifname "` + s.Name + `"`
 	case InDevice:
 		return `iifname "` + s.Name + `"`
-	case IsEther, ToThisHost, Whole, Counting, Fwd:
+	case IsEther, ToThisHost, Whole, Counting, Fwd, SendOn, HopsLeft:
 		return directText(s)
 	case RateUnder:
 		return s.text()

@@ -34,8 +34,14 @@ func (g *generator) steered(i int) *model.Service {
 	for range g.upTo(1, 3, "listen entries") {
 		s.Listen = append(s.Listen, g.listen(length))
 	}
-	g.source(s)
-	g.backends(s, true, length)
+	if g.flip("steered directly") {
+		s.Forward, s.Untracked, s.WhenAllDown, s.In = model.ForwardDirect, true, model.Drop, []string{"eth0", "eth1"}[:g.upTo(1, 2, "devices")]
+		g.backends(s, true, length)
+		s.Backends = withoutPorts(s.Backends)
+	} else {
+		g.source(s)
+		g.backends(s, true, length)
+	}
 	st := &model.Steering{Absent: model.Absent(g.upTo(0, 2, "absent"))}
 	s.Steering = st
 	for t := range g.upTo(1, 3, "targets") {
@@ -52,6 +58,18 @@ func (g *generator) steered(i int) *model.Service {
 		st.Rules = append(st.Rules, g.steerRule(r, len(st.Targets)))
 	}
 	return s
+}
+
+// withoutPorts returns the backends without ports, each address once, with some weight.
+func withoutPorts(list []model.Backend) []model.Backend {
+	var out []model.Backend
+	for _, b := range list {
+		b.Ports, b.Weight = model.PortRange{}, max(1, b.Weight)
+		if !slices.ContainsFunc(out, func(o model.Backend) bool { return o.Addr == b.Addr }) {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 var conditionPool = []string{"udp[8:4] & 0xffffff00 = 0x494e5600", "tcp[12:2] & 0x01ff = 0x0002", "ip[8:1] != 1 and udp[0:2] = 5060", "sctp[0:8] = 1"}
@@ -102,10 +120,18 @@ func (w *writer) steeredKeys(s *model.Service) []string {
 			keys = append(keys, key+": "+value)
 		}
 	}
-	optional(true, "packets", "first")
+	if s.Direct() {
+		keys = append(keys, "forward: direct", "in: "+w.scalars(s.In))
+		optional(true, "packets", "all")
+	} else {
+		optional(true, "packets", "first")
+		optional(true, "forward", "nat")
+	}
 	optional(s.Balance == model.Maglev, "balance", w.scalar(s.Balance.String()))
-	optional(s.WhenAllDown == model.Reject, "when_all_down", w.scalar(s.WhenAllDown.String()))
-	optional(s.Source.Mode == model.SourceKeep, "source", w.sourceText(s))
+	optional(s.WhenAllDown == model.Reject || s.Direct() && s.WhenAllDown == model.Drop, "when_all_down", w.scalar(s.WhenAllDown.String()))
+	if !s.Direct() {
+		optional(s.Source.Mode == model.SourceKeep, "source", w.sourceText(s))
+	}
 	optional(st.Absent == model.AbsentHash, "when_absent", w.scalar(st.Absent.String()))
 	optional(st.Default == 0, "default", w.scalar(st.Targets[st.Default].Name))
 	var targets, rules []string
@@ -195,7 +221,7 @@ func checkSteering(cfg *model.Config) error {
 
 func checkSteered(s *model.Service) error {
 	st := s.Steering
-	if s.Forward != model.ForwardNAT || s.Balance != model.Maglev && s.Balance != model.Source || st.Queues.Last < st.Queues.First {
+	if s.Local() || s.Balance != model.Maglev && s.Balance != model.Source || st.Queues.Last < st.Queues.First {
 		return fmt.Errorf("forward %s, balance %s, queues %v", s.Forward, s.Balance, st.Queues)
 	}
 	for _, f := range s.Families() {

@@ -88,9 +88,12 @@ func (l *Looker) sysctls(f *host.Facts) {
 		}
 	}
 	f.RPFilterAll, _ = sysctl("ipv4/conf/all/rp_filter")
-	f.TCPLoose = -1
+	f.TCPLoose, f.TCPLiberal = -1, -1
 	if v, ok := sysctl("netfilter/nf_conntrack_tcp_loose"); ok {
 		f.TCPLoose = v
+	}
+	if v, ok := sysctl("netfilter/nf_conntrack_tcp_be_liberal"); ok {
+		f.TCPLiberal = v
 	}
 	level := f.Conntrack.Level
 	f.Conntrack = host.Conntrack{Level: level}

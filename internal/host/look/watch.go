@@ -224,7 +224,7 @@ func (w *Watcher) refresh() (changed bool, err error) {
 		return w.failed(err)
 	}
 	now := w.facts
-	return changed || moved || newRoutes || now.RPFilterAll != before.RPFilterAll || now.TCPLoose != before.TCPLoose || !maps.Equal(now.Forward, before.Forward) ||
+	return changed || moved || newRoutes || now.RPFilterAll != before.RPFilterAll || now.TCPLoose != before.TCPLoose || now.TCPLiberal != before.TCPLiberal || !maps.Equal(now.Forward, before.Forward) ||
 		!slices.Equal(now.Held, before.Held) || !slices.Equal(now.Defaults, before.Defaults) ||
 		now.Conntrack.Level != before.Conntrack.Level || now.Conntrack.Max != before.Conntrack.Max ||
 		now.Conntrack.Buckets != before.Conntrack.Buckets || now.Conntrack.NoEvents != before.Conntrack.NoEvents, nil
