@@ -183,7 +183,7 @@ func TestPlanBesideARunningWeir(t *testing.T) {
 	}
 	gen, logged := s.generation(), len(s.log.String())
 	s.must("reload")
-	if now := s.generation(); now != gen+1 {
+	if now := s.generation(); now <= gen || now > gen+4 { // the steps of one change (ruleset.Steps)
 		t.Errorf("the reload took %d commits", now-gen)
 	}
 	if did := s.log.String()[logged:]; !strings.Contains(did, `change="`+p.Summary+`"`) {
