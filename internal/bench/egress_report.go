@@ -80,18 +80,17 @@ port. Latency is the load generator's too, when the machine has other work.
 // aim is one line of the table of aims.
 type aim struct{ words, verdict string }
 
+// judged says whether a value meets an aim.
+func judged(words, value string, met bool) aim {
+	return aim{words, value + ": " + map[bool]string{false: "MISSED", true: "met"}[met]}
+}
+
 // aims says of each aim whether this run met it.
 func (r *EgressReport) aims() (out []aim) {
 	if r == nil {
 		return nil
 	}
-	say := func(words, value string, met bool) {
-		verdict := "MISSED"
-		if met {
-			verdict = "met"
-		}
-		out = append(out, aim{words, value + ": " + verdict})
-	}
+	say := func(words, value string, met bool) { out = append(out, judged(words, value, met)) }
 	for _, c := range r.Fill {
 		if c.Name == egressWeir {
 			share := float64(c.Flows) / float64(max(r.Possible, 1))

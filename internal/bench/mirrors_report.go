@@ -89,13 +89,7 @@ func (r *MirrorsReport) aims() (out []aim) {
 	if r == nil {
 		return nil
 	}
-	say := func(words, value string, met bool) {
-		verdict := "MISSED"
-		if met {
-			verdict = "met"
-		}
-		out = append(out, aim{words, value + ": " + verdict})
-	}
+	say := func(words, value string, met bool) { out = append(out, judged(words, value, met)) }
 	for _, name := range []string{mirrorAll, mirrorDown} {
 		c, none := r.traffic(name), r.traffic(mirrorNone)
 		if c.Rounds == 0 || none.Rounds == 0 {

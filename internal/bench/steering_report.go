@@ -76,13 +76,7 @@ func (r *SteeringReport) aims() (out []aim) {
 	if r == nil {
 		return nil
 	}
-	say := func(words, value string, met bool) {
-		verdict := "MISSED"
-		if met {
-			verdict = "met"
-		}
-		out = append(out, aim{words, value + ": " + verdict})
-	}
+	say := func(words, value string, met bool) { out = append(out, judged(words, value, met)) }
 	for _, c := range r.Flood {
 		if c.Queues != 1 || c.Problem != "" || c.Packet.Least == 0 {
 			continue

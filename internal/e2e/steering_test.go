@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -215,37 +213,13 @@ func TestSteeringKilled(t *testing.T) {
 	s := newSite(t, 1, 3)
 	s.serve("tcp", s.Backends, 7)
 	s.startSteering(s.steered(groups(group("all", s.Backends...)), "when_absent: hash"))
-	stop := make(chan struct{})
-	var came, failed, moved atomic.Int64
-	var wg sync.WaitGroup
-	for i := range 4 {
-		f := families[i%2]
-		choose := s.chooser(f, s.Backends...)
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				from := netip.AddrPortFrom(addrOf(s.Clients[0], f), s.port())
-				reply, err := s.Clients[0].AskFrom(s.t.Context(), "tcp", from.String(), netip.AddrPortFrom(vip(f, 1), 7).String())
-				if id, _, _ := strings.Cut(reply, " "); err != nil {
-					failed.Add(1)
-					t.Log(err)
-				} else if id != choose.host(from) {
-					moved.Add(1)
-				}
-				came.Add(1)
-			}
-		})
-	}
+	k := s.knock(t, func(f model.Family) func(netip.AddrPort) string { return s.chooser(f, s.Backends...).host })
 	var open []*talk
 	var by []string
 	for _, f := range families {
 		for range 25 {
-			k := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
-			open, by = append(open, k), append(by, k.ask(t))
+			c := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
+			open, by = append(open, c), append(by, c.ask(t))
 		}
 	}
 	still := func(when string) {
@@ -256,30 +230,21 @@ func TestSteeringKilled(t *testing.T) {
 			}
 		}
 	}
-	more := func() {
-		t.Helper()
-		before := came.Load()
-		await(t, "connections come", func() bool { return came.Load() > before+50 })
-	}
 	for range 3 {
-		more()
+		k.more(t)
 		s.run.Kill()
 		still("killed")
-		more()
+		k.more(t)
 		if st := s.steering(); st.Answering {
 			t.Error("status says that somebody answers")
 		}
 		s.start()
 		still("started again")
 	}
-	more()
-	close(stop)
-	wg.Wait()
+	k.more(t)
+	k.end()
 	n, _ := s.asked()
-	t.Logf("%d connections, %d failed, %d moved; %d open ones", came.Load(), failed.Load(), moved.Load(), len(open))
-	if n == 0 || failed.Load()+moved.Load() > 0 {
-		t.Errorf("of %d connections %d failed, and %d went elsewhere than the table says; weir was asked about %d packets", came.Load(), failed.Load(), moved.Load(), n)
-	}
+	k.check(t, n)
 	s.stop()
 	still("stopped")
 }
@@ -302,8 +267,8 @@ func TestSteeringPickUp(t *testing.T) {
 	var by []string
 	for _, f := range families {
 		for range 50 {
-			k := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
-			open, by = append(open, k), append(by, k.ask(t))
+			c := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
+			open, by = append(open, c), append(by, c.ask(t))
 		}
 	}
 	before, _ := s.asked()
@@ -388,8 +353,8 @@ func TestSteeringChanges(t *testing.T) {
 	}
 	for _, f := range families {
 		for range 20 {
-			k := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
-			open, by = append(open, k), append(by, k.ask(t))
+			c := s.talk(t, s.Clients[0], netip.AddrPortFrom(vip(f, 1), 7))
+			open, by = append(open, c), append(by, c.ask(t))
 		}
 	}
 	ask("first", 10, b[:3]...)

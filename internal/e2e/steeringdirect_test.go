@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -222,31 +221,10 @@ func TestSteeringDirectKilled(t *testing.T) {
 	d := newDirectSite(t, 1, 3)
 	d.startSteering(d.steeredDirectly(groups(group("all", d.Backends...)), "when_absent: hash"))
 	d.setUp("steered", 1, "tcp")
-	stop := make(chan struct{})
-	var came, failed, moved atomic.Int64
-	var wg sync.WaitGroup
-	for i := range 4 {
-		f := families[i%2]
+	k := d.knock(t, func(f model.Family) func(netip.AddrPort) string {
 		members := d.directMembers(f, d.Backends...)
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				from := netip.AddrPortFrom(addrOf(d.Clients[0], f), d.port())
-				reply, err := d.Clients[0].AskFrom(d.t.Context(), "tcp", from.String(), netip.AddrPortFrom(vip(f, 1), 7).String())
-				if id, _, _ := strings.Cut(reply, " "); err != nil {
-					failed.Add(1)
-					t.Log(err)
-				} else if id != d.nameOf(slotOwner(members, seed, from)) {
-					moved.Add(1)
-				}
-				came.Add(1)
-			}
-		})
-	}
+		return func(from netip.AddrPort) string { return d.nameOf(slotOwner(members, seed, from)) }
+	})
 	var open []openTalk
 	for _, f := range families {
 		open = append(open, d.openMany(t, netip.AddrPortFrom(vip(f, 1), 7), 25)...)
@@ -259,16 +237,11 @@ func TestSteeringDirectKilled(t *testing.T) {
 			}
 		}
 	}
-	more := func() {
-		t.Helper()
-		before := came.Load()
-		await(t, "connections come", func() bool { return came.Load() > before+50 })
-	}
 	for range 3 {
-		more()
+		k.more(t)
 		d.run.Kill()
 		still("killed")
-		more()
+		k.more(t)
 		before := d.generation()
 		d.start()
 		still("started again")
@@ -276,14 +249,10 @@ func TestSteeringDirectKilled(t *testing.T) {
 			t.Errorf("a weir that starts again commits: generation %d became %d", before, gen)
 		}
 	}
-	more()
-	close(stop)
-	wg.Wait()
+	k.more(t)
+	k.end()
 	n, _ := d.asked()
-	t.Logf("%d connections, %d failed, %d moved; %d open ones", came.Load(), failed.Load(), moved.Load(), len(open))
-	if n == 0 || failed.Load()+moved.Load() > 0 {
-		t.Errorf("of %d connections %d failed, and %d went elsewhere than the table says; weir was asked about %d packets", came.Load(), failed.Load(), moved.Load(), n)
-	}
+	k.check(t, n)
 	d.stop()
 	still("stopped")
 }

@@ -132,10 +132,15 @@ func (r *ruleEnc) aboutCopy(s ruleset.AboutCopy) {
 	r.hasCopyMark(th, icmpHeader, s.Family)
 }
 
-// below turns the number, which is in the order of the host, to compare it byte by byte.
+// below compares the value of an expression with a number.
 func (r *ruleEnc) below(s ruleset.Below) {
 	word := r.alloc(4)
 	r.expr(s.Expr, word)
+	r.compare(word, s.N, s.AtLeast)
+}
+
+// compare holds a number in the order of the host against n, byte by byte and so turned before.
+func (r *ruleEnc) compare(word int, n uint32, atLeast bool) {
 	e := r.open("byteorder")
 	r.w.u32(unix.NFTA_BYTEORDER_SREG, reg(word))
 	r.w.u32(unix.NFTA_BYTEORDER_DREG, reg(word))
@@ -144,8 +149,8 @@ func (r *ruleEnc) below(s ruleset.Below) {
 	r.w.u32(unix.NFTA_BYTEORDER_SIZE, 4)
 	r.close(e)
 	op := uint32(unix.NFT_CMP_LT)
-	if s.AtLeast {
+	if atLeast {
 		op = unix.NFT_CMP_GTE
 	}
-	r.cmp(op, string(binary.BigEndian.AppendUint32(nil, s.N)))
+	r.cmp(op, string(binary.BigEndian.AppendUint32(nil, n)))
 }

@@ -242,18 +242,7 @@ func (r *ruleEnc) expires(x ruleset.Expires) {
 	r.w.u32(unix.NFTA_CT_KEY, unix.NFT_CT_EXPIRATION)
 	r.w.u32(unix.NFTA_CT_DREG, reg(word))
 	r.close(e)
-	e = r.open("byteorder")
-	r.w.u32(unix.NFTA_BYTEORDER_SREG, reg(word))
-	r.w.u32(unix.NFTA_BYTEORDER_DREG, reg(word))
-	r.w.u32(unix.NFTA_BYTEORDER_OP, unix.NFT_BYTEORDER_HTON)
-	r.w.u32(unix.NFTA_BYTEORDER_LEN, 4)
-	r.w.u32(unix.NFTA_BYTEORDER_SIZE, 4)
-	r.close(e)
-	op := uint32(unix.NFT_CMP_LT)
-	if x.AtLeast {
-		op = unix.NFT_CMP_GTE
-	}
-	r.cmp(op, string(binary.BigEndian.AppendUint32(nil, uint32(x.Time.Milliseconds()))))
+	r.compare(word, uint32(x.Time.Milliseconds()), x.AtLeast)
 }
 
 // masked loads the first bits of a field.
