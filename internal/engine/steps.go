@@ -25,12 +25,21 @@ func (e *Engine) steps(ctx context.Context, s ruleset.Steps) (changed bool, err 
 		return false, e.undo(ctx, s.Prepare, err)
 	}
 	for _, d := range []*ruleset.Delta{s.Withdraw, s.Clear} {
+		e.settle(d)
 		if err := e.step(ctx, d); err != nil {
 			e.left = true
 			return true, err
 		}
 	}
 	return true, nil
+}
+
+// settle waits until no packet is under way by rules from before the last step, where d takes
+// away what they look for.
+func (e *Engine) settle(d *ruleset.Delta) {
+	if k, ok := e.Kernel.(interface{ Settle() }); ok && !d.Empty() {
+		k.Settle()
+	}
 }
 
 func (e *Engine) step(ctx context.Context, d *ruleset.Delta) error {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weir/internal/blocklist"
 	"weir/internal/engine"
@@ -189,15 +190,27 @@ func (u *upgrade) flowing() {
 	d := u.adopt(u.lists(u.drop()))
 	close(stop)
 	n := <-sent
-	passed := u.got(barred)
+	passed := u.settled()
 	u.Logf("%d of %d packets of blocked addresses came; %s", passed, n, d.Summary())
 	if passed > 10+n/1000 {
 		u.Errorf("%d of %d packets of blocked addresses came", passed, n)
 	}
 	u.sendAll()
-	if now := u.got(barred); now != passed {
+	if now := u.settled(); now != passed {
 		u.Errorf("%d packets came when all was done", now-passed)
 	}
+}
+
+// settled returns how many packets of blocked addresses came, once none is on its way any more.
+func (u *upgrade) settled() int {
+	n, since := u.got(barred), time.Now()
+	for time.Since(since) < 200*time.Millisecond {
+		time.Sleep(5 * time.Millisecond)
+		if now := u.got(barred); now != n {
+			n, since = now, time.Now()
+		}
+	}
+	return n
 }
 
 // TestNoRoomToCount: packets of entries for whose counters there is no room meet the same
