@@ -82,7 +82,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	fs.StringVar(&o.json, "json", "", "write the figures to this `FILE`, too")
 	fs.StringVar(&o.weir, "weir", "", "the weir `BINARY` (default: build it)")
 	fs.DurationVar(&o.limit, "limit", 40*time.Second, "end a command after this time, and print \"> limit\"")
-	fs.DurationVar(&o.total, "total", 13*time.Minute, "begin no further round after this time")
+	fs.DurationVar(&o.total, "total", 15*time.Minute, "begin no further round after this time")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
