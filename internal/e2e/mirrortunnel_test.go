@@ -144,6 +144,7 @@ func TestMirrorTunnel(t *testing.T) {
 		// Somebody takes the device away: it comes again, and with it the copies.
 		s.ip("link", "del", "weir-vx42")
 		await(t, "the tunnel is back", func() bool { return s.hasDevice("weir-vx42") })
+		s.wantEvent(t, "repair", "", "put back weir-vx42")
 		eachFamily(t, complete)
 		s.must("mirror", "stop", "look")
 		await(t, "no tunnel", func() bool { return !s.hasDevice("weir-vx42") })
@@ -172,6 +173,50 @@ func TestMirrorTunnel(t *testing.T) {
 		if s.hasDevice("weir-vx42") {
 			t.Error("clear leaves the tunnel")
 		}
+	}
+}
+
+// TestMirrorTunnelStarted: weir apply makes a tunnel, and so does an operator's word; one that is in
+// the file takes the place of one that is not.
+func TestMirrorTunnelStarted(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, 3)
+	far, end := s.farCollector(model.IPv4)
+	s.serve("tcp", s.Backends[:2], 7)
+	got := copies(t, far, tunnelDev, true)
+	s.apply(s.tunneled(end))
+	target := netip.AddrPortFrom(vip(6, 1), 7)
+	copied := func() {
+		t.Helper()
+		before := got.count(to(target))
+		s.ask(t, s.Clients[0], "tcp", target)
+		await(t, "copies", func() bool { return got.count(to(target)) > before })
+	}
+	copied()
+	s.must("clear")
+	if s.hasDevice("weir-vx42") {
+		t.Error("clear leaves the tunnel")
+	}
+
+	text := services(service("echo", listenOn(1, "7/tcp", "7/udp"), backendList(on("", s.Backends[:2]...)...)))
+	s.write(text)
+	s.start()
+	s.must("mirror", "start", "by-hand", "--to", end.String(), "--vxlan", "42", "--port", "7")
+	await(t, "the tunnel", func() bool { return s.hasDevice("weir-vx42") })
+	copied()
+	for _, c := range []struct{ words, vxlan string }{{"mirror by-hand has the network identifier 42 already", "42"}, {"is out of range", "0"}} {
+		if r := s.weir("mirror", "start", "other", "--to", end.String(), "--vxlan", c.vxlan); r.code == 0 || !strings.Contains(r.stderr, c.words) {
+			t.Errorf("vxlan %s: %+v, want %q", c.vxlan, r, c.words)
+		}
+	}
+	s.write(s.tunneled(end))
+	s.must("reload")
+	if m := s.looks("by-hand"); m.State != "stopped" || !strings.Contains(m.Reason, "mirror look of the file has its network identifier") {
+		t.Errorf("%+v", m)
+	}
+	copied()
+	if r := s.weir("mirror", "start", "by-hand"); r.code == 0 || !strings.Contains(r.stderr, "mirror look has the network identifier 42 already") {
+		t.Errorf("%+v", r)
 	}
 }
 

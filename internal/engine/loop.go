@@ -335,6 +335,7 @@ func (l *Loop) repair(ctx context.Context) {
 		l.Log.Warn("somebody took weir's addresses away: put back", "addresses", words)
 		l.note(Event{Kind: "repair", Message: "somebody took weir's addresses away: put back " + words})
 	}
+	l.saidOfTunnels(rep.Tunnels)
 	l.repairFailed(err)
 	l.report(rep)
 }

@@ -52,6 +52,15 @@ func (r TunnelReport) words() (out []string) {
 	return out
 }
 
+// saidOfTunnels tells what a repair had to put right.
+func (l *Loop) saidOfTunnels(r TunnelReport) {
+	if len(r.Added) > 0 {
+		words := "somebody took weir's tunnels away: put back " + strings.Join(r.Added, ", ")
+		l.Log.Warn(words)
+		l.note(Event{Kind: "repair", Message: words})
+	}
+}
+
 // wayOf says how the collector of a mirror is reached: by a tunnel, as far as the other end is.
 func (l *Loop) wayOf(m *model.Mirror, f model.Family) Way {
 	w := l.way(m.Collector(f))
